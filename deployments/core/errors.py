@@ -1,0 +1,143 @@
+"""Every error the service answers with, and the HTTP status each becomes.
+
+    IntentGraphError
+    ├── BadRequest            400  malformed JSON or UTF-8
+    │   └── TooLarge          413  body over its limit
+    ├── InvalidInput          422  well-formed, but not what the contract takes
+    │   └── KeyConflict       422  an idempotency key seen before with another body
+    ├── NotFound              404  no such path or record
+    │   └── MethodNotAllowed  405  the path exists, the method does not
+    ├── Overloaded            429  a bounded queue is full; retry after a while
+    ├── Unavailable           503  a needed part is away; retry after a while
+    │   └── DeadlineExceeded  503  the answer did not come within the request's time
+    └── Internal              500  a defect; the log has its stack
+
+Only the ingress turns these into HTTP. `slug` is stable and becomes the last part of the problem's `type`
+(RFC 9457); `retryable` says whether the same request may succeed later. Each class survives pickling, so it can
+cross a handle.
+
+Failures at start have no HTTP status and stand apart:
+
+    StartupError              one line that names the remedy
+    ├── ArtifactError         a model artifact that cannot be served
+    └── StoreRefused          the feedback log's store does not keep what it acknowledges
+"""
+
+from typing import ClassVar
+
+
+class IntentGraphError(Exception):
+    """An error with a status, a stable slug and a message fit for the caller."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "", *, retry_after_s: float = 1.0) -> None:
+        """Keep the message for the caller and, for retryable errors, when to come back (seconds)."""
+        super().__init__(detail)
+        self.detail = detail or self.title
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild from the message; keyword-only state follows."""
+        return type(self), (self.detail,), self.__dict__
+
+    @property
+    def handle_message(self) -> str:
+        """The message a Python handle's caller sees: slug first, so that programs can tell errors apart."""
+        return f"{self.slug}: {self.detail}"
+
+
+class BadRequest(IntentGraphError):
+    """The body is not UTF-8 or not JSON."""
+
+    status = 400
+    slug = "bad-request"
+    title = "Malformed request"
+
+
+class TooLarge(BadRequest):
+    """The body is larger than the path takes."""
+
+    status = 413
+    slug = "too-large"
+    title = "Body too large"
+
+
+class InvalidInput(IntentGraphError):
+    """The body is JSON, but not what the contract takes; `errors` lists each place."""
+
+    status = 422
+    slug = "invalid-input"
+    title = "Invalid input"
+
+    def __init__(self, detail: str = "", *, errors: list[dict[str, object]] | None = None) -> None:
+        """Keep the message and the list of `{"loc", "msg"}`."""
+        super().__init__(detail)
+        self.errors = errors or []
+
+
+class KeyConflict(InvalidInput):
+    """The idempotency key was used before with another body."""
+
+    slug = "idempotency-key-conflict"
+    title = "Idempotency key reused with another body"
+
+
+class NotFound(IntentGraphError):
+    """No such path or record."""
+
+    status = 404
+    slug = "not-found"
+    title = "Not found"
+
+
+class MethodNotAllowed(NotFound):
+    """The path exists but does not take this method."""
+
+    status = 405
+    slug = "method-not-allowed"
+    title = "Method not allowed"
+
+
+class Overloaded(IntentGraphError):
+    """A bounded queue is full."""
+
+    status = 429
+    slug = "overloaded"
+    title = "Overloaded"
+    retryable = True
+
+
+class Unavailable(IntentGraphError):
+    """A part this request needs is away."""
+
+    status = 503
+    slug = "unavailable"
+    title = "Temporarily unavailable"
+    retryable = True
+
+
+class DeadlineExceeded(Unavailable):
+    """The answer did not come within the request's time."""
+
+    slug = "deadline-exceeded"
+    title = "Deadline exceeded"
+
+
+class Internal(IntentGraphError):
+    """A defect. The message never carries the cause; the log does."""
+
+
+class StartupError(Exception):
+    """The service cannot start; the message is one line that names the remedy."""
+
+
+class ArtifactError(StartupError):
+    """A model artifact that cannot be served."""
+
+
+class StoreRefused(StartupError):
+    """The feedback log's store does not keep what it would acknowledge."""

@@ -1,0 +1,1 @@
+"""Traffic for the service, over public interfaces alone: imports nothing from `deployments`."""
