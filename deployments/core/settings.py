@@ -5,16 +5,119 @@ How many replicas, CPUs and GPUs there are is not here: that is Serve's, in `ser
 compared with this class by a test.
 """
 
+import os
+from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from deployments.core.errors import StartupError
+
+DAY_S = 24 * 3600
+
+ENVIRONMENT_NAMES = (
+    "CACHE_TTL",
+    "ENABLE_CACHING",
+    "REDIS_URL",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_DB",
+    "REDIS_PASSWORD",
+    "FEEDBACK_REDIS_URL",
+    "MODEL_ARTIFACT",
+    "LOG_LEVEL",
+)
+"""The settings that may come from the environment, each under its own name in capitals; an empty value is no value."""
 
 
 class Settings(BaseSettings):
-    """Behaviour of the graph. Frozen; picklable, so that it can be bound into deployments; its repr shows no secret."""
+    """Behaviour of the graph. Frozen and picklable, so that it can be bound into deployments; its repr shows no secret."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
 
-    redis_url: SecretStr | None = Field(default=None, validation_alias="REDIS_URL")
-    """Prediction store, `redis://…`. Secret, because it may carry a password."""
+    # Stores
+    redis_url: SecretStr | None = Field(None, description="Prediction store; overrides the four parts below.")
+    redis_host: str | None = Field(None, description="Prediction store's host, when there is no URL.")
+    redis_port: int = Field(6379, ge=1, le=65535, description="Prediction store's port, with `redis_host`.")
+    redis_db: int = Field(0, ge=0, description="Prediction store's database number, with `redis_host`.")
+    redis_password: SecretStr | None = Field(None, description="Prediction store's password, with `redis_host`.")
+    feedback_redis_url: SecretStr | None = Field(
+        None, description="The feedback log's store; the prediction store's URL when absent."
+    )
+
+    # Cache
+    enable_caching: bool = Field(default=True, description="Off: every answer is `bypass`, corrections are not served.")
+    cache_ttl: float = Field(3600.0, gt=0, description="Seconds a prediction is kept.")
+    cache_ttl_jitter: float = Field(0.1, ge=0, lt=1, description="Share by which each TTL varies, so that none expire together.")
+    cache_timeout_ms: float = Field(20.0, gt=0, description="Time budget of one round trip to the prediction store; beyond it a miss.")
+    cache_max_group: int = Field(512, ge=1, description="Most look-ups one round trip carries.")
+
+    # Model
+    model_artifact: Path | None = Field(None, description="Folder of the model artifact; the shipped one when absent.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the encoder runs; `auto` takes CUDA when there is one.")
+    max_batch_tokens: int = Field(4096, ge=16, description="Padded tokens (longest × count) of one forward pass.")
+    max_batch_size: int = Field(64, ge=1, description="Texts of one forward pass.")
+    max_queue_tokens: int = Field(200_000, ge=1, description="Tokens that may wait for a batch; beyond it 429.")
+
+    # Feedback
+    feedback_timeout_s: float = Field(5.0, gt=0, description="Time budget of one write to the log; beyond it 503.")
+    feedback_max_group: int = Field(256, ge=1, description="Most records one fsync covers.")
+    feedback_retention_days: int = Field(30, ge=2, description="Days the log is kept; trimmed by whole days.")
+    correction_ttl_s: float = Field(DAY_S, gt=0, description="Seconds a correction is served from its acceptance.")
+    max_corrections: int = Field(100_000, ge=1, description="Corrections a replica keeps in memory; the oldest leave first.")
+    unsafe_feedback: bool = Field(default=False, description="Accept a log store that may lose what it acknowledged.")
+
+    # Requests
+    request_timeout_s: float = Field(10.0, gt=0, description="Time a request may take; `X-Request-Timeout-Seconds` may shorten it.")
+    max_inflight_calls: int = Field(4, ge=1, description="Handle calls an ingress replica keeps in flight to each deployment.")
+    max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="Largest body taken; beyond it 413.")
+
+    # Who may
+    auth: Literal["local", "open"] = Field("local", description="`open`: serve other hosts without keys, and mean it.")
+    apply_untrusted: bool = Field(default=False, description="With `auth: open`, let anybody's corrections change answers.")
+
+    # Logs
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line logged.")
+    log_texts: bool = Field(default=False, description="Log users' texts. Off: only their lengths.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 — it would read every field's name, `DEVICE` and `AUTH` too
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the named environment variables."""
+        named = {name.lower(): os.environ[name] for name in ENVIRONMENT_NAMES if os.environ.get(name)}
+        return init_settings, InitSettingsSource(settings_cls, named)
+
+    @property
+    def predictions_url(self) -> str:
+        """The prediction store's URL, with its password.
+
+        Raises:
+            StartupError: neither `redis_url` nor `redis_host` is set.
+        """
+        if self.redis_url:
+            return self.redis_url.get_secret_value()
+        if not self.redis_host:
+            raise StartupError(
+                "no prediction store: set REDIS_URL (for example redis://127.0.0.1:6379/0), or run `intents up`, "
+                "which starts one"
+            )
+        password = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
+        return f"redis://{password}{self.redis_host}:{self.redis_port}/{self.redis_db}"
+
+    @property
+    def feedback_url(self) -> str:
+        """The feedback log's URL, with its password; the prediction store's when it has none of its own."""
+        return self.feedback_redis_url.get_secret_value() if self.feedback_redis_url else self.predictions_url
+
+    @property
+    def corrections_apply(self) -> bool:
+        """Whether a correction changes what the service answers, given who may call it."""
+        return self.auth == "local" or self.apply_untrusted

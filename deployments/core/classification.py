@@ -1,0 +1,59 @@
+"""From a prediction, and perhaps a correction, to the answer a caller sees.
+
+A corrected answer is the model's with the person's word laid over it: the correction decides the intent, and complexity
+and techniques where it names them; the rest follows from the model and the artifact's technique table.
+"""
+
+import json
+from typing import Any
+
+from deployments.core.artifact import Artifact
+from deployments.core.corrections import Correction
+from deployments.core.prediction import Prediction
+
+
+def classify(
+    prediction: Prediction, correction: Correction | None, artifact: Artifact, *, scores: bool = False
+) -> dict[str, Any]:
+    """The classification as plain JSON values, in the contract's order of fields."""
+    if correction:
+        return _corrected(prediction, correction, artifact)
+    answer = _answer(prediction, prediction.intent, prediction.confidence, prediction.complexity, prediction.techniques)
+    if scores:
+        answer["scores"] = prediction.scores
+    return answer
+
+
+def _corrected(prediction: Prediction, correction: Correction, artifact: Artifact) -> dict[str, Any]:
+    complexity = correction.complexity or prediction.complexity
+    techniques = correction.techniques
+    if techniques is None:
+        techniques = artifact.techniques_for(correction.intent, complexity)
+    return _answer(prediction, correction.intent, 1.0, complexity, techniques, source="correction")
+
+
+def _answer(
+    prediction: Prediction,
+    intent: str,
+    confidence: float,
+    complexity: str,
+    techniques: tuple[str, ...],
+    source: str = "model",
+) -> dict[str, Any]:
+    return {
+        "intent": intent,
+        "confidence": confidence,
+        "complexity": complexity,
+        "suggested_techniques": list(techniques),
+        "metadata": {
+            "model_version": prediction.model_version,
+            "source": source,
+            "tokens": prediction.tokens,
+            "truncated": prediction.truncated,
+        },
+    }
+
+
+def to_json(value: object) -> bytes:
+    """The one JSON writing of the service, so that a hit's body equals the miss's byte for byte."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

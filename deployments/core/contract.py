@@ -1,0 +1,233 @@
+"""The service's contract as pydantic models: what each call takes and gives.
+
+The ingress validates with these, `/openapi.json` is made from them, and Python handles use the same ones. Unknown fields
+are ignored. Labels depend on the model's artifact, so their values are checked against it (`check_labels`), not here.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from deployments.core.artifact import Artifact
+from deployments.core.errors import InvalidInput
+
+MAX_TEXT = 5000
+MAX_BATCH = 100
+MAX_USER_ID = 128
+MAX_TECHNIQUES = 16
+
+
+def _storable(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("contains the character NUL (U+0000); remove it")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("contains a lone surrogate, which is no Unicode text; send well-formed UTF-8")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is blank; send at least one visible character")
+    return value
+
+
+Text = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_TEXT),
+    AfterValidator(_storable),
+    AfterValidator(_not_blank),
+    Field(description=f"1 to {MAX_TEXT} code points.", examples=["Write a haiku about autumn"]),
+]
+UserId = Annotated[str, StringConstraints(max_length=MAX_USER_ID), AfterValidator(_storable)]
+Label = Annotated[str, StringConstraints(max_length=64), AfterValidator(_storable)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Request(BaseModel):
+    # Strict: a number is no text. Arrays may still become tuples, which JSON has no other way to say.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ClassifyRequest(_Request):
+    """One text to classify."""
+
+    text: Text
+    user_id: UserId | None = None
+
+
+class BatchRequest(_Request):
+    """Several texts to classify; the answers come in their order."""
+
+    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_BATCH)]
+    user_id: UserId | None = None
+
+
+class FeedbackRecord(_Request):
+    """What a person or a program found of an answer: wrong (`correction`) or right (`confirmation`)."""
+
+    text: Text
+    original_intent: Annotated[Label, Field(description="The intent the service answered.")]
+    correct_intent: Annotated[Label, Field(description="The intent that was meant.")]
+    original_confidence: Annotated[Share, Field(description="The confidence the service answered.")]
+    correct_complexity: Label | None = None
+    correct_techniques: Annotated[tuple[Label, ...], Field(max_length=MAX_TECHNIQUES)] | None = None
+    user_id: UserId | None = None
+    feedback_type: Literal["correction", "confirmation"] = "correction"
+    timestamp: Annotated[datetime | None, Field(description="ISO 8601; when the person said so.")] = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        same_intent = self.original_intent == self.correct_intent
+        if self.feedback_type == "confirmation":
+            if not same_intent:
+                raise ValueError("a confirmation has equal intents; send a correction to change the intent")
+            if self.correct_complexity is not None or self.correct_techniques is not None:
+                raise ValueError("a confirmation changes nothing; send a correction to change complexity or techniques")
+        elif same_intent and self.correct_complexity is None and self.correct_techniques is None:
+            raise ValueError("a correction with equal intents must give correct_complexity or correct_techniques")
+        return self
+
+    def check_labels(self, artifact: Artifact) -> None:
+        """Refuse labels the artifact does not know.
+
+        Raises:
+            InvalidInput: names each unknown label and lists the known ones.
+        """
+        complexity = () if self.correct_complexity is None else (self.correct_complexity,)
+        given: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+            ("original_intent", (self.original_intent,), artifact.intent_names),
+            ("correct_intent", (self.correct_intent,), artifact.intent_names),
+            ("correct_complexity", complexity, artifact.complexity_levels),
+            ("correct_techniques", self.correct_techniques or (), artifact.techniques),
+        )
+        errors: list[dict[str, object]] = [
+            {"loc": ["body", field], "msg": f"unknown label {label!r}; known: {', '.join(known)}"}
+            for field, labels, known in given
+            for label in labels
+            if label not in known
+        ]
+        if errors:
+            raise InvalidInput(f"{errors[0]['loc'][1]}: {errors[0]['msg']}", errors=errors)  # type: ignore[index]
+
+
+class Metadata(BaseModel):
+    """Where a classification comes from and how much of the text it saw."""
+
+    model_version: str
+    source: Literal["model", "correction"]
+    tokens: Annotated[int, Field(description="The text's tokens before truncation.")]
+    truncated: bool
+
+
+class Classification(BaseModel):
+    """The answer for one text. It depends only on the text, the model version, its correction and `scores=true`."""
+
+    intent: str
+    confidence: Share
+    complexity: str
+    suggested_techniques: tuple[str, ...]
+    metadata: Metadata
+    scores: Annotated[
+        dict[str, Share] | None, Field(description="With `?scores=true`, never on a correction; they sum to 1.")
+    ] = None
+
+
+class BatchResponse(BaseModel):
+    """The answers for a batch, in the order of its texts."""
+
+    results: tuple[Classification, ...]
+    count: int
+
+
+class IntentInfo(BaseModel):
+    """One intent of the model in service."""
+
+    name: str
+    description: str
+    techniques: Annotated[dict[str, tuple[str, ...]], Field(description="Suggested techniques by complexity.")]
+
+
+class TypesResponse(BaseModel):
+    """The labels of the model in service."""
+
+    intents: tuple[IntentInfo, ...]
+    complexity_levels: tuple[str, ...]
+    techniques: tuple[str, ...]
+    model_version: str
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Self:
+        """The labels an artifact declares."""
+        return cls(
+            intents=tuple(
+                IntentInfo(name=intent.name, description=intent.description, techniques=dict(intent.techniques))
+                for intent in artifact.intents
+            ),
+            complexity_levels=artifact.complexity_levels,
+            techniques=artifact.techniques,
+            model_version=artifact.version,
+        )
+
+
+class FeedbackResponse(BaseModel):
+    """The receipt of a feedback record: it is on disk."""
+
+    feedback_id: str
+    status: Literal["recorded", "duplicate"]
+    cache_updated: Annotated[bool, Field(description="Whether this record changes what the service answers.")]
+    message: str
+
+
+class FeedbackTypes(BaseModel):
+    """How many records of each type."""
+
+    corrections: int
+    confirmations: int
+
+
+class CorrectedPair(BaseModel):
+    """How often one intent was corrected to another."""
+
+    original_intent: str
+    correct_intent: str
+    count: int
+
+
+class StatsResponse(BaseModel):
+    """Counts over the retained log."""
+
+    total: int
+    feedback_types: FeedbackTypes
+    total_pending_feedback: Annotated[int, Field(description="Records after the training cursor.")]
+    agreement_rate: Annotated[float | None, Field(description="Confirmations / total; null when there are none.")]
+    corrections: tuple[CorrectedPair, ...]
+    by_intent: Annotated[dict[str, FeedbackTypes], Field(description="By the intent the service answered.")]
+    cache_enabled: bool
+    cache_ttl_hours: float
+    model_version: str
+
+
+class HealthResponse(BaseModel):
+    """Whether the service can answer, and which parts are away."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    parts: Annotated[dict[str, str], Field(description="Each part: `ok`, or what is wrong with it.")]
+    details: dict[str, object] | None = None
+
+
+class ProblemItem(BaseModel):
+    """One place in the body that is not what the contract takes."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: tuple[ProblemItem, ...] | None = None
