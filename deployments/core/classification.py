@@ -18,7 +18,13 @@ def classify(
     """The classification as plain JSON values, in the contract's order of fields."""
     if correction:
         return _corrected(prediction, correction, artifact)
-    answer = _answer(prediction, prediction.intent, prediction.confidence, prediction.complexity, prediction.techniques)
+    answer = {
+        "intent": prediction.intent,
+        "confidence": prediction.confidence,
+        "complexity": prediction.complexity,
+        "suggested_techniques": list(prediction.techniques),
+        "metadata": _metadata(prediction, "model"),
+    }
     if scores:
         answer["scores"] = prediction.scores
     return answer
@@ -29,28 +35,21 @@ def _corrected(prediction: Prediction, correction: Correction, artifact: Artifac
     techniques = correction.techniques
     if techniques is None:
         techniques = artifact.techniques_for(correction.intent, complexity)
-    return _answer(prediction, correction.intent, 1.0, complexity, techniques, source="correction")
-
-
-def _answer(
-    prediction: Prediction,
-    intent: str,
-    confidence: float,
-    complexity: str,
-    techniques: tuple[str, ...],
-    source: str = "model",
-) -> dict[str, Any]:
     return {
-        "intent": intent,
-        "confidence": confidence,
+        "intent": correction.intent,
+        "confidence": 1.0,
         "complexity": complexity,
         "suggested_techniques": list(techniques),
-        "metadata": {
-            "model_version": prediction.model_version,
-            "source": source,
-            "tokens": prediction.tokens,
-            "truncated": prediction.truncated,
-        },
+        "metadata": _metadata(prediction, "correction"),
+    }
+
+
+def _metadata(prediction: Prediction, source: str) -> dict[str, Any]:
+    return {
+        "model_version": prediction.model_version,
+        "source": source,
+        "tokens": prediction.tokens,
+        "truncated": prediction.truncated,
     }
 
 

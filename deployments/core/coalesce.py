@@ -1,8 +1,8 @@
 """Coalescing: what waits while a call is in flight travels together in the next one.
 
-A call to another process costs about the same for one item as for a hundred (1.5 ms for a Serve handle call), so under
-load the number of calls, not of items, decides the throughput. There is no timer: an item that finds a free place goes at
-once, and a group is whatever gathered while the places were taken.
+A call to another process costs about the same for one item as for a hundred (1.5 ms for a Serve handle call), so
+under load the number of calls, not of items, decides the throughput. There is no timer:
+an item that finds a free place goes at once, and a group is whatever gathered while the places were taken.
 """
 
 import asyncio

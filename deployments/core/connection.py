@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 def connect(url: str, *, timeout_s: float, max_connections: int = 8) -> "Redis":
     """A client for `url` that connects on first use; no reply is waited for longer than `timeout_s`.
 
-    The pool blocks when its connections are busy instead of raising. Retrying is the caller's: only it knows whether the
-    operation may run twice.
+    The pool blocks when its connections are busy instead of raising. Retrying is the caller's: only it knows whether
+    the operation may run twice.
     """
     from redis.asyncio import BlockingConnectionPool, Redis
     from redis.asyncio.retry import Retry

@@ -1,7 +1,7 @@
 """The service's contract as pydantic models: what each call takes and gives.
 
-The ingress validates with these, `/openapi.json` is made from them, and Python handles use the same ones. Unknown fields
-are ignored. Labels depend on the model's artifact, so their values are checked against it (`check_labels`), not here.
+The ingress validates with these, `/openapi.json` is made from them, and Python handles use the same ones. Unknown
+fields are ignored. Which labels exist depends on the model's artifact, so `check_labels` compares them with it.
 """
 
 from datetime import datetime
@@ -45,7 +45,6 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class _Request(BaseModel):
-    # Strict: a number is no text. Arrays may still become tuples, which JSON has no other way to say.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 

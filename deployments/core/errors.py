@@ -101,6 +101,11 @@ class MethodNotAllowed(NotFound):
     slug = "method-not-allowed"
     title = "Method not allowed"
 
+    def __init__(self, detail: str = "", *, allowed: str = "") -> None:
+        """Keep the message and the methods the path takes."""
+        super().__init__(detail)
+        self.allowed = allowed
+
 
 class Overloaded(IntentGraphError):
     """A bounded queue is full."""

@@ -73,7 +73,7 @@ CACHE_LOOKUPS = Metric(
 CACHE_ERRORS = Metric(
     "intent_cache_store_errors_total",
     "counter",
-    "Round trips to the prediction store that failed or ran out of time, by operation: get put.",
+    "Round trips to the prediction store that failed or ran out of time, by operation: get put ping.",
     ("operation",),
 )
 CACHE_GROUP_SIZE = Metric(
@@ -103,7 +103,10 @@ DROPPED = Metric(
 )
 CORRECTIONS_HELD = Metric("intent_corrections_held", "gauge", "Corrections in the overlay of a replica.")
 LOG_LAG = Metric(
-    "intent_feedback_lag_seconds", "histogram", "Time from a log entry's acceptance to its show in an overlay.", (),
+    "intent_feedback_lag_seconds",
+    "histogram",
+    "Time from a log entry's acceptance to its show in an overlay.",
+    (),
     LATENCY_BUCKETS_S,
 )
 MODEL_INFO = Metric("intent_model_info", "gauge", "1 for each model version that replicas serve.", ("model_version",))

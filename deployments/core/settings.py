@@ -33,7 +33,7 @@ ENVIRONMENT_NAMES = (
 
 
 class Settings(BaseSettings):
-    """Behaviour of the graph. Frozen and picklable, so that it can be bound into deployments; its repr shows no secret."""
+    """Behaviour of the graph. Frozen and picklable, to be bound into deployments; its repr shows no secret."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
 
@@ -50,13 +50,22 @@ class Settings(BaseSettings):
     # Cache
     enable_caching: bool = Field(default=True, description="Off: every answer is `bypass`, corrections are not served.")
     cache_ttl: float = Field(3600.0, gt=0, description="Seconds a prediction is kept.")
-    cache_ttl_jitter: float = Field(0.1, ge=0, lt=1, description="Share by which each TTL varies, so that none expire together.")
-    cache_timeout_ms: float = Field(20.0, gt=0, description="Time budget of one round trip to the prediction store; beyond it a miss.")
+    cache_ttl_jitter: float = Field(
+        0.1, ge=0, lt=1, description="Share by which each TTL varies, so that none expire together."
+    )
+    cache_timeout_ms: float = Field(
+        20.0, gt=0, description="Time budget of one round trip to the prediction store; beyond it a miss."
+    )
+    lookup_timeout_ms: float = Field(
+        250.0, gt=0, description="Time budget of a call to the cache deployment; beyond it a miss."
+    )
     cache_max_group: int = Field(512, ge=1, description="Most look-ups one round trip carries.")
 
     # Model
     model_artifact: Path | None = Field(None, description="Folder of the model artifact; the shipped one when absent.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the encoder runs; `auto` takes CUDA when there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the encoder runs; `auto` takes CUDA when there is one."
+    )
     max_batch_tokens: int = Field(4096, ge=16, description="Padded tokens (longest × count) of one forward pass.")
     max_batch_size: int = Field(64, ge=1, description="Texts of one forward pass.")
     max_queue_tokens: int = Field(200_000, ge=1, description="Tokens that may wait for a batch; beyond it 429.")
@@ -66,17 +75,25 @@ class Settings(BaseSettings):
     feedback_max_group: int = Field(256, ge=1, description="Most records one fsync covers.")
     feedback_retention_days: int = Field(30, ge=2, description="Days the log is kept; trimmed by whole days.")
     correction_ttl_s: float = Field(DAY_S, gt=0, description="Seconds a correction is served from its acceptance.")
-    max_corrections: int = Field(100_000, ge=1, description="Corrections a replica keeps in memory; the oldest leave first.")
+    max_corrections: int = Field(
+        100_000, ge=1, description="Corrections a replica keeps in memory; the oldest leave first."
+    )
     unsafe_feedback: bool = Field(default=False, description="Accept a log store that may lose what it acknowledged.")
 
     # Requests
-    request_timeout_s: float = Field(10.0, gt=0, description="Time a request may take; `X-Request-Timeout-Seconds` may shorten it.")
-    max_inflight_calls: int = Field(4, ge=1, description="Handle calls an ingress replica keeps in flight to each deployment.")
+    request_timeout_s: float = Field(
+        10.0, gt=0, description="Time a request may take; `X-Request-Timeout-Seconds` may shorten it."
+    )
+    max_inflight_calls: int = Field(
+        4, ge=1, description="Handle calls an ingress replica keeps in flight to each deployment."
+    )
     max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="Largest body taken; beyond it 413.")
 
     # Who may
     auth: Literal["local", "open"] = Field("local", description="`open`: serve other hosts without keys, and mean it.")
-    apply_untrusted: bool = Field(default=False, description="With `auth: open`, let anybody's corrections change answers.")
+    apply_untrusted: bool = Field(
+        default=False, description="With `auth: open`, let anybody's corrections change answers."
+    )
 
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line logged.")
@@ -116,6 +133,21 @@ class Settings(BaseSettings):
     def feedback_url(self) -> str:
         """The feedback log's URL, with its password; the prediction store's when it has none of its own."""
         return self.feedback_redis_url.get_secret_value() if self.feedback_redis_url else self.predictions_url
+
+    def require_stores(self) -> None:
+        """Refuse to start without stores.
+
+        Raises:
+            StartupError: neither `redis_url` nor `redis_host` is set.
+        """
+        _ = self.predictions_url
+
+    @property
+    def artifact_folder(self) -> Path:
+        """The folder of the model artifact in service."""
+        from deployments.core.artifact import DEFAULT_ARTIFACT
+
+        return self.model_artifact or DEFAULT_ARTIFACT
 
     @property
     def corrections_apply(self) -> bool:

@@ -1,7 +1,8 @@
 """What makes two texts the same text: normalisation and the keys made from it.
 
-Two notions, on purpose. A prediction may be shared by texts the model cannot tell apart, so its normalisation is declared
-by the model's artifact. A correction is somebody's word about a text, so its normalisation is fixed and keeps case.
+Two notions, on purpose. A prediction may be shared by texts the model cannot tell apart, so its normalisation is
+declared by the model's artifact. A correction is somebody's word about a text, so its normalisation is fixed and keeps
+case.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ def _collapse_whitespace(text: str) -> str:
 
 
 def _lowercase_ascii(text: str) -> str:
-    # ASCII only: beyond it Python and tokenisers disagree (final sigma, dotted I), and a shared key must mean shared tokens.
+    # ASCII only: beyond it Python and tokenisers disagree (final sigma), and one key must mean one list of tokens.
     return text.translate(_ASCII_LOWER)
 
 
@@ -50,7 +51,7 @@ def prediction_key(text: str, steps: Sequence[str], model_version: str) -> str:
 
 
 def correction_key(text: str) -> str:
-    """The key of a correction: SHA-256, in hex, of the text in NFC with runs of white space made one blank, case kept."""
+    """A correction's key: SHA-256, in hex, of the text in NFC with runs of white space made one blank, case kept."""
     return _sha256(" ".join(unicodedata.normalize("NFC", text).split()))
 
 

@@ -1,0 +1,36 @@
+"""The cache deployment: cache policy and the connections to the prediction store, for many ingress replicas."""
+
+from collections.abc import Mapping, Sequence
+
+from deployments.core.connection import connect
+from deployments.core.prediction import Prediction
+from deployments.core.prediction_cache import PredictionCache
+from deployments.core.settings import Settings
+from deployments.runtime import RayMetrics, configure_logging
+
+
+class Cache:
+    """Serve shell around `PredictionCache`; each call carries what gathered at an ingress replica."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Serve awaits it
+        configure_logging(settings.log_level)
+        self._cache = PredictionCache(
+            connect(settings.predictions_url, timeout_s=1.0),
+            ttl_s=settings.cache_ttl,
+            ttl_jitter=settings.cache_ttl_jitter,
+            timeout_s=settings.cache_timeout_ms / 1000,
+            recorder=RayMetrics(),
+        )
+        await self._cache.ping()  # connects, so that the first look-up need not
+
+    async def get_many(self, keys: Sequence[str]) -> list[Prediction | None]:
+        """The prediction of each key, in order; None for a miss."""
+        return await self._cache.get_many(keys)
+
+    async def put_many(self, predictions: Mapping[str, Prediction]) -> None:
+        """Keep predictions for their time to live."""
+        await self._cache.put_many(predictions)
+
+    async def ping(self) -> bool:
+        """Whether the prediction store answers."""
+        return await self._cache.ping()

@@ -1,0 +1,142 @@
+"""One client, two ways in: HTTP from anywhere, a deployment handle from a Ray job on the same cluster.
+
+    async with HttpClient("http://127.0.0.1:8000") as client:
+        answer = await client.classify("Write a haiku about autumn")
+
+Both give plain dicts, and raise the same builtin exceptions as the graph's own methods: `ValueError`, `TimeoutError`,
+`RuntimeError` with the error's slug first.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+API = "/api/v1/intents"
+RETRIED_STATUSES = (429, 503)
+MAX_RETRY_AFTER_S = 10.0
+
+
+class IntentClient(Protocol):
+    """What both clients offer."""
+
+    async def classify(self, text: str) -> dict[str, Any]:
+        """The classification of one text."""
+
+    async def classify_batch(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """The classifications of up to 100 texts, in their order."""
+
+    async def submit_feedback(self, record: Mapping[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
+        """Record a correction or confirmation; the receipt means it is on disk."""
+
+    async def feedback_stats(self) -> dict[str, Any]:
+        """Counts over the feedback log."""
+
+
+class HttpClient:
+    """Talks to the ingress over HTTP; waits and tries again when the service says it is overloaded or a part is away.
+
+    Args:
+        url: where the service listens, such as `http://127.0.0.1:8000`.
+        timeout_s: time one attempt may take.
+        attempts: how often a request is sent at most.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 15.0, attempts: int = 3) -> None:
+        self._url = url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._attempts = attempts
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(timeout=self._timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session:
+            await self._session.close()
+
+    async def classify(self, text: str) -> dict[str, Any]:
+        """See `IntentClient`."""
+        return await self._call("POST", "/classify", {"text": text})
+
+    async def classify_batch(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """See `IntentClient`."""
+        answer = await self._call("POST", "/classify/batch", {"texts": list(texts)})
+        return list(answer["results"])
+
+    async def submit_feedback(self, record: Mapping[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
+        """See `IntentClient`. Without a key one is drawn, so that a retry cannot record twice."""
+        key = idempotency_key or uuid.uuid4().hex
+        return await self._call("POST", "/feedback", dict(record), {"Idempotency-Key": key})
+
+    async def feedback_stats(self) -> dict[str, Any]:
+        """See `IntentClient`."""
+        return await self._call("GET", "/feedback/stats")
+
+    async def _call(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        for attempt in range(1, self._attempts + 1):
+            status, answer, retry_after_s = await self._send(method, path, body, headers)
+            if status not in RETRIED_STATUSES or attempt == self._attempts:
+                break
+            await asyncio.sleep(min(retry_after_s, MAX_RETRY_AFTER_S))
+        if status < 400:  # noqa: PLR2004
+            return answer
+        raise _error(status, answer)
+
+    async def _send(
+        self, method: str, path: str, body: object, headers: Mapping[str, str] | None
+    ) -> tuple[int, dict[str, Any], float]:
+        if self._session is None:
+            raise RuntimeError("use the client in `async with HttpClient(url) as client:`")
+        async with self._session.request(method, f"{self._url}{API}{path}", json=body, headers=headers) as response:
+            # HAProxy's own errors are not JSON: its text then stands for the detail.
+            is_json = response.content_type.endswith("json")
+            answer = await response.json(content_type=None) if is_json else {"detail": await response.text()}
+            return response.status, answer, float(response.headers.get("Retry-After", 1))
+
+
+def _error(status: int, answer: Mapping[str, Any]) -> Exception:
+    message = f"{answer.get('type', status)}: {answer.get('detail', '')}"
+    if answer.get("type") == "deadline-exceeded":
+        return TimeoutError(message)
+    if 400 <= status < 500 and status not in RETRIED_STATUSES:  # noqa: PLR2004
+        return ValueError(message)
+    return RuntimeError(message)
+
+
+class HandleClient:
+    """Calls the ingress deployment of an application on the Ray cluster this process is connected to."""
+
+    def __init__(self, handle: "DeploymentHandle | None" = None, *, application: str = "intents") -> None:
+        if handle is None:
+            from ray import serve
+
+            handle = serve.get_app_handle(application)
+        self._handle: Any = handle
+
+    async def classify(self, text: str) -> dict[str, Any]:
+        """See `IntentClient`."""
+        return dict(await self._handle.classify.remote(text))
+
+    async def classify_batch(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """See `IntentClient`."""
+        return list(await self._handle.classify_batch.remote(list(texts)))
+
+    async def submit_feedback(self, record: Mapping[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
+        """See `IntentClient`."""
+        return dict(await self._handle.submit_feedback.remote(dict(record), idempotency_key))
+
+    async def feedback_stats(self) -> dict[str, Any]:
+        """See `IntentClient`."""
+        return dict(await self._handle.feedback_stats.remote())

@@ -1,0 +1,311 @@
+"""The life of a request, without HTTP and without Ray.
+
+    correction? ── look up ── predict what is missing ── lay corrections over ── answer ── keep what is fresh
+
+`IntentService` decides; the parts it asks are behind the protocol `Parts`, which the ingress implements with handles to
+the other deployments and unit tests with a few lines.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from deployments.core import metrics
+from deployments.core.artifact import Artifact
+from deployments.core.classification import classify
+from deployments.core.contract import (
+    CorrectedPair,
+    FeedbackRecord,
+    FeedbackResponse,
+    FeedbackTypes,
+    StatsResponse,
+    TypesResponse,
+)
+from deployments.core.corrections import Correction
+from deployments.core.errors import DeadlineExceeded, IntentGraphError, Overloaded, Unavailable
+from deployments.core.feedback_log import LogStats, Receipt, Submission
+from deployments.core.prediction import Prediction
+from deployments.core.settings import Settings
+from deployments.core.text import correction_key, prediction_key
+
+CacheState = Literal["miss", "hit-redis", "correction", "bypass"]
+HIT_STATES = ("hit-redis", "correction")
+
+
+class Parts(Protocol):
+    """What the service needs of the rest of the graph. Every call is bounded in time by whoever implements it."""
+
+    async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
+        """The kept prediction of each key; None for a miss. Never raises: a cache that is away is all misses."""
+
+    def keep(self, predictions: Mapping[str, Prediction]) -> None:
+        """Have fresh predictions kept; returns at once, nobody waits for it."""
+
+    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+        """The model's outcome for each text, in order."""
+
+    def correction(self, text_key: str) -> Correction | None:
+        """The correction in force for a text."""
+
+    async def append(self, submission: Submission) -> Receipt | IntentGraphError:
+        """Have a feedback record written; a receipt means it is on disk."""
+
+    async def stats(self) -> LogStats:
+        """Counts over the retained log."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """What a request allows: `read` predictions and corrections, `write` fresh predictions."""
+
+    read: bool = True
+    write: bool = True
+
+    @classmethod
+    def from_header(cls, cache_control: str) -> "CachePolicy":
+        """From the request's `Cache-Control` (RFC 9111, section 5.2.1): `no-cache` and `no-store` are understood."""
+        directives = {directive.strip().lower() for directive in cache_control.split(",")}
+        if "no-store" in directives:
+            return cls(read=False, write=False)
+        return cls(read="no-cache" not in directives)
+
+
+@dataclass(slots=True)
+class Stages:
+    """Milliseconds spent in each stage of a request, in order of their start."""
+
+    clock: Callable[[], float]
+    spent_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Time the body as one stage."""
+        started = self.clock()
+        try:
+            yield
+        finally:
+            self.spent_ms[stage] = (self.clock() - started) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One classification (plain JSON values) and one cache state for each text of a request, in its order."""
+
+    classifications: list[dict[str, Any]]
+    cache_states: list[CacheState]
+    stages: Stages
+
+
+class IntentService:
+    """Answers what texts ask for, and takes what people say of the answers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        artifact: Artifact,
+        parts: Parts,
+        recorder: metrics.Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._artifact = artifact
+        self._parts = parts
+        self._metrics = recorder
+        self._clock = clock
+
+    async def classify(
+        self,
+        texts: Sequence[str],
+        *,
+        policy: CachePolicy | None = None,
+        scores: bool = False,
+        timeout_s: float | None = None,
+    ) -> Answers:
+        """Classify valid texts; all of them or none.
+
+        Raises:
+            Overloaded: the model's queue is full (429).
+            Unavailable: no model answered (503).
+            DeadlineExceeded: not within `timeout_s`, or the setting's `request_timeout_s` (503).
+            Internal: the model failed on a text (500).
+        """
+        started = self._clock()
+        limit_s = min(timeout_s or self._settings.request_timeout_s, self._settings.request_timeout_s)
+        try:
+            async with _deadline(limit_s):
+                answers = await self._classify(texts, policy or CachePolicy(), scores=scores, limit_s=limit_s)
+        except Exception as error:
+            self._metrics.record(metrics.REQUESTS, len(texts), status=_request_status(error))
+            raise
+        self._count(answers, self._clock() - started)
+        return answers
+
+    async def _classify(self, texts: Sequence[str], policy: CachePolicy, *, scores: bool, limit_s: float) -> Answers:
+        stages = Stages(self._clock)
+        reads = policy.read and self._settings.enable_caching
+        corrections = [self._parts.correction(correction_key(text)) if reads else None for text in texts]
+        keys = [prediction_key(text, self._artifact.normalisation, self._artifact.version) for text in texts]
+        kept: dict[str, Prediction] = {}
+        if reads:
+            with stages.measure("cache"):
+                kept = await self._look_up(keys)
+        fresh: dict[str, Prediction] = {}
+        if missing := {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}:
+            with stages.measure("model"):
+                fresh = await self._predict(missing, limit_s)
+        if fresh and policy.write and self._settings.enable_caching:
+            self._parts.keep(fresh)
+        predictions = kept | fresh
+        return Answers(
+            [
+                classify(predictions[key], correction, self._artifact, scores=scores)
+                for key, correction in zip(keys, corrections, strict=True)
+            ],
+            [_cache_state(reads, key in kept, correction) for key, correction in zip(keys, corrections, strict=True)],
+            stages,
+        )
+
+    async def _look_up(self, keys: Sequence[str]) -> dict[str, Prediction]:
+        unique = list(dict.fromkeys(keys))
+        found = await self._parts.look_up(unique)
+        return {key: prediction for key, prediction in zip(unique, found, strict=True) if prediction}
+
+    async def _predict(self, missing: Mapping[str, str], limit_s: float) -> dict[str, Prediction]:
+        outcomes = await self._parts.predict(list(missing.values()), limit_s)
+        predictions = {}
+        for key, outcome in zip(missing, outcomes, strict=True):
+            if isinstance(outcome, IntentGraphError):
+                raise outcome
+            predictions[key] = outcome
+        return predictions
+
+    def _count(self, answers: Answers, duration_s: float) -> None:
+        for state in answers.cache_states:
+            cache_status = "hit" if state in HIT_STATES else state
+            self._metrics.record(metrics.REQUESTS, status="cache_hit" if state in HIT_STATES else "success")
+            self._metrics.record(metrics.DURATION, duration_s, cache_status=cache_status)
+
+    def refuse(self) -> None:
+        """Count a classification request that was refused before it became texts."""
+        self._metrics.record(metrics.REQUESTS, status="validation_error")
+
+    async def submit_feedback(self, record: FeedbackRecord, idempotency_key: str | None = None) -> FeedbackResponse:
+        """Have a feedback record written to disk; the same key and record again is the same receipt.
+
+        Raises:
+            InvalidInput: an unknown label (422).
+            KeyConflict: the key was used with another record (422).
+            Unavailable: the log's store is away (503); retry with the same key.
+        """
+        try:
+            record.check_labels(self._artifact)
+            receipt = await self._append(record, idempotency_key)
+        except Exception as error:
+            self.refuse_feedback(record.feedback_type, error)
+            raise
+        self._count_feedback(record, receipt)
+        return _receipt_response(receipt, record.feedback_type)
+
+    async def _append(self, record: FeedbackRecord, idempotency_key: str | None) -> Receipt:
+        submission = Submission(
+            record=record.model_dump(mode="json", exclude_none=True),
+            text_key=correction_key(record.text),
+            applied=record.feedback_type == "correction" and self._settings.corrections_apply,
+            idempotency_key=idempotency_key or uuid.uuid4().hex,
+        )
+        receipt = await self._parts.append(submission)
+        if isinstance(receipt, IntentGraphError):
+            raise receipt
+        return receipt
+
+    def refuse_feedback(self, feedback_type: str, error: Exception) -> None:
+        """Count a feedback record that was not taken."""
+        status = "rejected" if isinstance(error, IntentGraphError) and not error.retryable else "unavailable"
+        self._metrics.record(metrics.FEEDBACK_SUBMISSIONS, feedback_type=feedback_type, status=status)
+
+    def _count_feedback(self, record: FeedbackRecord, receipt: Receipt) -> None:
+        status = "duplicate" if receipt.duplicate else "recorded"
+        self._metrics.record(metrics.FEEDBACK_SUBMISSIONS, feedback_type=record.feedback_type, status=status)
+        if record.feedback_type == "correction" and not receipt.duplicate:
+            self._metrics.record(
+                metrics.FEEDBACK_CORRECTIONS,
+                original_intent=record.original_intent,
+                correct_intent=record.correct_intent,
+            )
+
+    async def feedback_stats(self) -> StatsResponse:
+        """Counts over the retained log.
+
+        Raises:
+            Unavailable: the log's store is away (503).
+        """
+        stats = await self._parts.stats()
+        return StatsResponse(
+            total=stats.total,
+            feedback_types=FeedbackTypes(corrections=stats.corrections, confirmations=stats.confirmations),
+            total_pending_feedback=stats.pending,
+            agreement_rate=stats.confirmations / stats.total if stats.total else None,
+            corrections=tuple(
+                CorrectedPair(original_intent=original, correct_intent=correct, count=count)
+                for original, correct, count in stats.pairs
+            ),
+            by_intent={
+                intent: FeedbackTypes(corrections=corrections, confirmations=confirmations)
+                for intent, (corrections, confirmations) in stats.by_intent.items()
+            },
+            cache_enabled=self._settings.enable_caching,
+            cache_ttl_hours=self._settings.cache_ttl / 3600,
+            model_version=self._artifact.version,
+        )
+
+    def types(self) -> TypesResponse:
+        """The labels of the model in service."""
+        return TypesResponse.of(self._artifact)
+
+
+@asynccontextmanager
+async def _deadline(limit_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"no answer within {limit_s:g} s; try again later or send fewer texts") from error
+
+
+def _cache_state(reads: bool, was_kept: bool, correction: Correction | None) -> CacheState:
+    if not reads:
+        return "bypass"
+    if correction:
+        return "correction"
+    return "hit-redis" if was_kept else "miss"
+
+
+def _request_status(error: Exception) -> str:
+    match error:
+        case Overloaded():
+            return "overloaded"
+        case Unavailable():
+            return "unavailable"
+        case _:
+            return "error"
+
+
+def _receipt_response(receipt: Receipt, feedback_type: str) -> FeedbackResponse:
+    if receipt.duplicate:
+        message = "This record was written before; nothing was counted again."
+    elif receipt.applied:
+        message = "Recorded. The correction is served from now on."
+    elif feedback_type == "correction":
+        message = "Recorded. The correction is not served, because anybody may call this service."
+    else:
+        message = "Recorded."
+    return FeedbackResponse(
+        feedback_id=receipt.feedback_id,
+        status="duplicate" if receipt.duplicate else "recorded",
+        cache_updated=receipt.applied,
+        message=message,
+    )

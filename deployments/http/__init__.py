@@ -1,0 +1,1 @@
+"""The HTTP face of the service: a Starlette application over `core.service`, without Ray."""

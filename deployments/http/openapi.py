@@ -1,0 +1,88 @@
+"""The OpenAPI 3.1 document, made from the table of calls and the pydantic models."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from deployments.core import errors
+from deployments.core.contract import Problem
+
+if TYPE_CHECKING:
+    from deployments.http.app import Call
+
+_REF = "#/components/schemas/{model}"
+_TITLES = {
+    error.status: error.title
+    for error in (
+        errors.BadRequest,
+        errors.TooLarge,
+        errors.InvalidInput,
+        errors.Overloaded,
+        errors.Unavailable,
+        errors.Internal,
+    )
+}
+
+
+def document(calls: Iterable["Call"]) -> dict[str, Any]:
+    """OpenAPI 3.1 for `calls`."""
+    calls = list(calls)
+    paths: dict[str, dict[str, Any]] = {}
+    for call in calls:
+        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "intentgraph",
+            "version": "1",
+            "summary": "Tells what a text sent to a language model asks for: intent, complexity, prompting techniques.",
+        },
+        "paths": paths,
+        "components": {"schemas": _schemas(calls)},
+    }
+
+
+def _schemas(calls: list["Call"]) -> dict[str, Any]:
+    takes = [(call.takes, "validation") for call in calls if call.takes]
+    gives = [(call.gives, "serialization") for call in calls if call.gives]
+    wanted: dict[Any, None] = dict.fromkeys([*takes, *gives, (Problem, "serialization")])
+    _, definitions = models_json_schema(list(wanted), ref_template=_REF)
+    schemas: dict[str, Any] = definitions["$defs"]
+    return schemas
+
+
+def _operation(call: "Call") -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": call.handler,
+        "summary": call.summary,
+        "parameters": [_parameter(name, "header") for name in call.headers]
+        + [_parameter(name, "query") for name in call.query],
+        "responses": {str(call.status): _response(call.summary, call.gives)}
+        | {str(status): _refusal(status, call) for status in call.refuses},
+    }
+    if call.takes:
+        operation["requestBody"] = {"required": True, "content": _content("application/json", call.takes)}
+    return operation
+
+
+def _parameter(name: str, place: str) -> dict[str, Any]:
+    schema = {"type": "boolean", "default": False} if place == "query" else {"type": "string"}
+    return {"name": name, "in": place, "required": False, "schema": schema}
+
+
+def _response(description: str, model: type[BaseModel] | None) -> dict[str, Any]:
+    if model is None:
+        return {"description": description}
+    return {"description": description, "content": _content("application/json", model)}
+
+
+def _refusal(status: int, call: "Call") -> dict[str, Any]:
+    if call.path.startswith("/health"):
+        return _response("No model can answer", call.gives)
+    return {"description": _TITLES[status], "content": _content("application/problem+json", Problem)}
+
+
+def _content(media_type: str, model: type[BaseModel]) -> dict[str, Any]:
+    return {media_type: {"schema": {"$ref": _REF.format(model=model.__name__)}}}

@@ -1,0 +1,106 @@
+"""The ingress deployment: HTTP and Python callers on one side, the rest of the graph on the other.
+
+What a request goes through is `core.service`; what HTTP makes of it is `http.app`; the rest of the graph is `parts`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from deployments.core.artifact import Artifact
+from deployments.core.classification import to_json
+from deployments.core.connection import connect
+from deployments.core.contract import BatchRequest, ClassifyRequest, FeedbackRecord
+from deployments.core.corrections import Follower
+from deployments.core.errors import BadRequest, DeadlineExceeded, IntentGraphError, InvalidInput
+from deployments.core.parsing import parse
+from deployments.core.service import IntentService
+from deployments.core.settings import Settings
+from deployments.http.app import build_app
+from deployments.parts import HandleParts
+from deployments.runtime import RayMetrics, configure_logging
+
+M = TypeVar("M", bound=BaseModel)
+
+FOLLOW_TIMEOUT_S = 1.0
+"""How long a dead log store goes unnoticed by those who follow it."""
+FIRST_FOLD_TIMEOUT_S = 5.0
+"""Time the corrections may take to be read before a replica serves without them, degraded."""
+
+
+class Ingress:
+    """Answers HTTP (through `build_app`) and Python handles (the four methods below)."""
+
+    async def __init__(  # type: ignore[misc] # Serve awaits it
+        self, settings: Settings, cache: DeploymentHandle, model: DeploymentHandle, feedback: DeploymentHandle
+    ) -> None:
+        configure_logging(settings.log_level)
+        recorder = RayMetrics()
+        self._settings = settings
+        self._follower = Follower(
+            lambda: connect(settings.feedback_url, timeout_s=FOLLOW_TIMEOUT_S),
+            timeout_s=FOLLOW_TIMEOUT_S,
+            ttl_s=settings.correction_ttl_s,
+            max_corrections=settings.max_corrections,
+            metrics=recorder,
+        )
+        await self._follower.start(timeout_s=FIRST_FOLD_TIMEOUT_S)
+        self._parts = HandleParts(settings, self._follower, recorder, cache=cache, model=model, feedback=feedback)
+        self._service = IntentService(settings, Artifact.load(settings.artifact_folder), self._parts, recorder)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """The HTTP application; Serve asks for it once the replica is constructed."""
+        return build_app(self._settings, self._service, self._parts)
+
+    async def classify(self, text: str) -> dict[str, Any]:
+        """The classification of one text, as the HTTP body has it.
+
+        Raises:
+            ValueError: the text is not what the contract takes.
+            TimeoutError: no answer in time.
+            RuntimeError: `"<slug>: <detail>"` for everything else, such as `overloaded` and `unavailable`.
+        """
+        with builtin_errors():
+            answers = await self._service.classify((_valid(ClassifyRequest, {"text": text}).text,))
+            return answers.classifications[0]
+
+    async def classify_batch(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """The classifications of up to 100 texts, in their order. Raises as `classify` does."""
+        with builtin_errors():
+            answers = await self._service.classify(_valid(BatchRequest, {"texts": list(texts)}).texts)
+            return answers.classifications
+
+    async def submit_feedback(self, record: Mapping[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
+        """Write a feedback record; the receipt means it is on disk. Raises as `classify` does."""
+        with builtin_errors():
+            receipt = await self._service.submit_feedback(_valid(FeedbackRecord, record), idempotency_key)
+            return receipt.model_dump()
+
+    async def feedback_stats(self) -> dict[str, Any]:
+        """Counts over the retained log. Raises as `classify` does."""
+        with builtin_errors():
+            return (await self._service.feedback_stats()).model_dump()
+
+
+def _valid(model: type[M], value: object) -> M:
+    try:
+        return parse(model, to_json(value))
+    except (TypeError, UnicodeEncodeError) as error:
+        raise InvalidInput(f"not what JSON can carry: {error}") from None
+
+
+@contextmanager
+def builtin_errors() -> Iterator[None]:
+    """Raise builtin exceptions only: a caller without this package could not unpickle its own."""
+    try:
+        yield
+    except (InvalidInput, BadRequest) as error:
+        raise ValueError(error.handle_message) from None
+    except DeadlineExceeded as error:
+        raise TimeoutError(error.handle_message) from None
+    except IntentGraphError as error:
+        raise RuntimeError(error.handle_message) from None

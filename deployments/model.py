@@ -1,0 +1,68 @@
+"""The model deployment: tokeniser, encoder and heads behind a dynamic batcher."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from deployments.core import metrics
+from deployments.core.artifact import Artifact
+from deployments.core.batching import Batcher
+from deployments.core.classifier import Classifier, Tokens
+from deployments.core.errors import IntentGraphError
+from deployments.core.prediction import Prediction
+from deployments.core.schedule import Limits
+from deployments.core.settings import Settings
+from deployments.runtime import RayMetrics, configure_logging
+
+logger = logging.getLogger(__name__)
+
+
+class Model:
+    """Serve shell around `Classifier` and `Batcher`. Ready only after a first forward pass."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Serve awaits it
+        configure_logging(settings.log_level)
+        artifact = Artifact.load(settings.artifact_folder)
+        # Threads of their own: in throughput mode user code shares the loop that answers health checks.
+        tokeniser, worker = ThreadPoolExecutor(1, "tokeniser"), ThreadPoolExecutor(1, "forward")
+        loop = asyncio.get_running_loop()
+        self._classifier = await loop.run_in_executor(worker, _load, artifact, settings.device, _threads())
+        recorder = RayMetrics()
+        recorder.record(metrics.MODEL_INFO, 1, model_version=artifact.version)
+        self._batcher: Batcher[str, Tokens, Prediction] = Batcher(
+            prepare=self._classifier.tokenise,
+            run=self._classifier.forward,
+            tokens=lambda item: len(item.ids),
+            prepare_executor=tokeniser,
+            run_executor=worker,
+            limits=Limits(
+                max_batch_tokens=settings.max_batch_tokens,
+                max_batch_size=settings.max_batch_size,
+                max_queue_tokens=settings.max_queue_tokens,
+            ),
+            metrics=recorder,
+        )
+        logger.info("model %s is ready on %s", artifact.version, settings.device)
+
+    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+        """The outcome for each text, in order; one text's failure is its own."""
+        return await self._batcher.submit(texts, timeout_s=timeout_s)
+
+    async def ping(self) -> bool:
+        """A sign of life."""
+        return True
+
+
+def _load(artifact: Artifact, device: str, threads: int) -> Classifier:
+    classifier = Classifier.load(artifact, device=device, threads=threads)
+    classifier.warm_up()
+    return classifier
+
+
+def _threads() -> int:
+    """As many as the CPUs Serve gave this replica, rounded up."""
+    return math.ceil(ray.get_runtime_context().get_assigned_resources().get("CPU") or 1)

@@ -1,0 +1,161 @@
+"""The rest of the graph as an ingress replica sees it: handles, called in groups and bounded in time."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from typing import Literal
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.core import metrics
+from deployments.core.coalesce import Coalescer
+from deployments.core.contract import HealthResponse
+from deployments.core.corrections import Correction, Follower
+from deployments.core.errors import IntentGraphError
+from deployments.core.feedback_log import LogStats, Receipt, Submission
+from deployments.core.prediction import Prediction
+from deployments.core.settings import Settings
+from deployments.runtime import ask, scrape_nodes
+
+LOOKUP_CALLS_IN_FLIGHT = 2
+"""One on its way and one forming: more would carry less each, and a call costs the same whatever it carries."""
+MAX_UNKEPT = 10_000
+"""Fresh predictions that may wait to be kept; beyond it they are dropped, and computed again when asked for."""
+PROBE_TIMEOUT_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+_Question = tuple[str, float]  # a text, and the seconds its caller will wait
+
+
+class HandleParts:
+    """Implements `core.service.Parts` and `http.app.Probes` with handles to the other deployments."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        follower: Follower,
+        recorder: metrics.Metrics,
+        *,
+        cache: DeploymentHandle,
+        model: DeploymentHandle,
+        feedback: DeploymentHandle,
+    ) -> None:
+        self._settings = settings
+        self._follower = follower
+        self._metrics = recorder
+        self._cache = cache
+        self._model = model
+        self._feedback = feedback
+        self._lookups: Coalescer[str, Prediction | None] = Coalescer(
+            self._get_many, max_items=settings.cache_max_group, max_in_flight=LOOKUP_CALLS_IN_FLIGHT
+        )
+        self._writes: Coalescer[tuple[str, Prediction], None] = Coalescer(
+            self._put_many, max_items=settings.cache_max_group
+        )
+        self._questions: Coalescer[_Question, Prediction | IntentGraphError] = Coalescer(
+            self._predict,
+            max_items=settings.max_batch_size,
+            max_in_flight=settings.max_inflight_calls,
+            size=lambda question: 4 * len(question[0]),  # UTF-8 takes at most 4 bytes a code point
+        )
+        self._submissions: Coalescer[Submission, Receipt | IntentGraphError] = Coalescer(
+            self._append_many, max_items=settings.feedback_max_group, size=lambda _: 32 * 1024
+        )
+        self._unkept = 0
+        self._keeping: set[asyncio.Task[None]] = set()
+
+    async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
+        """The kept prediction of each key; all misses when the cache is away."""
+        return await self._lookups.submit(keys)
+
+    async def _get_many(self, keys: list[str]) -> Sequence[Prediction | None]:
+        try:
+            return await ask(
+                lambda: self._cache.get_many.remote(keys), "cache", self._settings.lookup_timeout_ms / 1000
+            )
+        except IntentGraphError as error:
+            # Fail open: the model can still answer.
+            logger.warning("look-up of %d keys failed: %s", len(keys), error.detail)
+            self._metrics.record(metrics.CACHE_LOOKUPS, len(keys), result="error")
+            return [None] * len(keys)
+
+    def keep(self, predictions: Mapping[str, Prediction]) -> None:
+        """Have fresh predictions kept after the answer; dropped and counted when too many wait."""
+        if self._unkept + len(predictions) > MAX_UNKEPT:
+            self._metrics.record(metrics.CACHE_ERRORS, operation="put")
+            return
+        self._unkept += len(predictions)
+        task = asyncio.create_task(self._keep(list(predictions.items())))
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+
+    async def _keep(self, items: list[tuple[str, Prediction]]) -> None:
+        try:
+            await self._writes.submit(items)
+        except IntentGraphError as error:
+            logger.warning("keeping %d predictions failed: %s", len(items), error.detail)
+            self._metrics.record(metrics.CACHE_ERRORS, operation="put")
+        finally:
+            self._unkept -= len(items)
+
+    async def _put_many(self, items: list[tuple[str, Prediction]]) -> list[None]:
+        await ask(lambda: self._cache.put_many.remote(dict(items)), "cache", self._settings.request_timeout_s)
+        return [None] * len(items)
+
+    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+        """The model's outcome for each text, in order."""
+        return await self._questions.submit([(text, timeout_s) for text in texts])
+
+    async def _predict(self, questions: list[_Question]) -> Sequence[Prediction | IntentGraphError]:
+        texts = [text for text, _ in questions]
+        timeout_s = max(timeout_s for _, timeout_s in questions)
+        return await ask(lambda: self._model.predict.remote(texts, timeout_s), "model", timeout_s)
+
+    def correction(self, text_key: str) -> Correction | None:
+        """The correction in force for a text."""
+        return self._follower.get(text_key)
+
+    async def append(self, submission: Submission) -> Receipt | IntentGraphError:
+        """Have a feedback record written; the call may be made twice, its idempotency key makes that one record."""
+        (outcome,) = await self._submissions.submit([submission])
+        return outcome
+
+    async def _append_many(self, submissions: list[Submission]) -> Sequence[Receipt | IntentGraphError]:
+        return await ask(
+            lambda: self._feedback.append.remote(submissions), "feedback log", 2 * self._settings.feedback_timeout_s
+        )
+
+    async def stats(self) -> LogStats:
+        """Counts over the retained log."""
+        return await ask(self._feedback.stats.remote, "feedback log", self._settings.feedback_timeout_s)
+
+    async def health(self) -> HealthResponse:
+        """Ask every part for a sign of life, at once. Only a model that is away keeps the service from answering."""
+        model, cache, feedback = await asyncio.gather(
+            _probe(self._model.ping.remote, "model"),
+            _probe(self._cache.ping.remote, "prediction store"),
+            _probe(self._feedback.ping.remote, "feedback log"),
+        )
+        corrections = "ok" if self._follower.connected else "not following the log; those held are served"
+        parts = {"model": model, "cache": cache, "feedback": feedback, "corrections": corrections}
+        details = {"corrections_held": self._follower.held}
+        return HealthResponse(status=_overall(parts), parts=parts, details=details)
+
+    async def metrics(self) -> bytes:
+        """The whole cluster's metrics, summed over replicas."""
+        return await scrape_nodes()
+
+
+def _overall(parts: Mapping[str, str]) -> Literal["ok", "degraded", "unavailable"]:
+    if parts["model"] != "ok":
+        return "unavailable"
+    return "ok" if set(parts.values()) == {"ok"} else "degraded"
+
+
+async def _probe(ping: Callable[[], Awaitable[bool]], part: str) -> str:
+    try:
+        return "ok" if await ask(ping, part, PROBE_TIMEOUT_S) else f"the {part} is away"
+    except IntentGraphError as error:
+        return error.detail

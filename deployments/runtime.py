@@ -1,0 +1,140 @@
+"""What every shell takes from Ray: metrics, logging, calls to other deployments.
+
+Nothing here knows what is being served.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import aiohttp
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from deployments.core.errors import IntentGraphError, Internal, Unavailable
+from deployments.core.exposition import sum_expositions
+from deployments.core.metrics import Metric
+
+R = TypeVar("R")
+
+LOG_FLUSH_PERIOD_S = 1.0
+SCRAPE_TIMEOUT_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class RayMetrics:
+    """Records through Ray, which adds application, deployment and replica and exposes `ray_<name>` on each node."""
+
+    def __init__(self) -> None:
+        self._instruments: dict[str, Any] = {}
+
+    def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
+        """Record one value. See `core.metrics.Metrics`."""
+        instrument = self._instruments.get(metric.name)
+        if instrument is None:
+            instrument = self._instruments[metric.name] = _instrument(metric)
+        match metric.kind:
+            case "counter":
+                if value > 0:  # Ray refuses to add nothing
+                    instrument.inc(value, tags=labels)
+            case "gauge":
+                instrument.set(value, tags=labels)
+            case "histogram":
+                instrument.observe(value, tags=labels)
+
+
+def _instrument(metric: Metric) -> Any:
+    from ray.serve import metrics
+
+    if metric.kind == "histogram":
+        return metrics.Histogram(metric.name, metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels)
+    kind = metrics.Counter if metric.kind == "counter" else metrics.Gauge
+    return kind(metric.name, metric.help, tag_keys=metric.labels)
+
+
+def configure_logging(level: str) -> None:
+    """Send this package's log through Serve's handlers: JSON, in the replica's own file.
+
+    Call it from a coroutine of the replica: Serve buffers lines in throughput mode, and a task here flushes them each
+    second, so that a quiet service's log is not an hour late.
+    """
+    handlers = logging.getLogger("ray.serve").handlers
+    package = logging.getLogger("deployments")
+    package.handlers = handlers
+    package.propagate = False
+    package.setLevel(level)
+    logging.getLogger("deployments.http.request_log").addFilter(_keep_off_stderr)
+    _flusher.append(asyncio.create_task(_flush_logs(handlers)))
+
+
+_flusher: list[asyncio.Task[None]] = []  # a task nobody holds may be collected
+
+
+def _keep_off_stderr(record: logging.LogRecord) -> bool:
+    record.log_to_stderr = False  # Serve's own mark for lines that belong in the file alone
+    return True
+
+
+async def _flush_logs(handlers: list[logging.Handler]) -> None:
+    while True:
+        await asyncio.sleep(LOG_FLUSH_PERIOD_S)
+        for handler in handlers:
+            handler.flush()
+
+
+async def ask(call: Callable[[], Awaitable[R]], part: str, timeout_s: float) -> R:
+    """Await a handle call of at most `timeout_s`; one that met a dying replica is made once more.
+
+    Only for calls that may run twice. Our own errors cross as they are; whatever else goes wrong on the way is `part`
+    being away.
+
+    Raises:
+        IntentGraphError: as raised by the part.
+        Unavailable: the part did not answer.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            try:
+                return await call()
+            except RayActorError:
+                return await call()
+    except TimeoutError as error:
+        raise Unavailable(f"the {part} did not answer within {timeout_s:g} s") from error
+    except RayTaskError as error:
+        raise _cause(error, part) from error
+    except (RayActorError, RayServeException) as error:
+        raise Unavailable(f"the {part} is away") from error
+
+
+def _cause(error: RayTaskError, part: str) -> IntentGraphError:
+    if isinstance(error.cause, IntentGraphError):
+        return error.cause
+    logger.error("the %s failed", part, exc_info=error)
+    return Internal(f"the {part} failed")
+
+
+async def scrape_nodes() -> bytes:
+    """The service's metrics summed over every replica on every node, as each node's metrics agent has them.
+
+    An agent that does not answer is left out and logged. What replicas count reaches their agent once every
+    `metrics_report_interval_ms` of Ray (10 s unless set, 1 s under `intents up`).
+    """
+    nodes = await asyncio.to_thread(ray.nodes)
+    agents = [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes if node["Alive"]
+    ]
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_S)) as session:
+        texts = await asyncio.gather(*(_scrape(session, agent) for agent in agents))
+    return await asyncio.to_thread(sum_expositions, texts)
+
+
+async def _scrape(session: aiohttp.ClientSession, agent: str) -> str:
+    try:
+        async with session.get(agent) as response:
+            return await response.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        logger.warning("metrics agent %s did not answer: %s", agent, error)
+        return ""
