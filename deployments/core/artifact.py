@@ -1,0 +1,198 @@
+"""What a model artifact says of itself: labels, techniques, normalisation, and the encoder it belongs to.
+
+An artifact is a folder with `model.yaml` and `weights.safetensors`. This module reads the first and checks the second's
+hash; it loads no weights, so the ingress can answer `GET /types` without torch. `core.classifier` computes with it,
+`training.train` writes it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from deployments.core.errors import ArtifactError
+
+DEFAULT_ARTIFACT = Path(__file__).parent.parent / "artifacts" / "default"
+MODEL_FILE = "model.yaml"
+WEIGHTS_FILE = "weights.safetensors"
+
+TECHNIQUES = (
+    "chain_of_thought",
+    "tree_of_thoughts",
+    "few_shot",
+    "zero_shot",
+    "self_consistency",
+    "constitutional_ai",
+    "iterative_refinement",
+)
+COMPLEXITY_LEVELS = ("simple", "moderate", "complex")
+# What an uncased BERT tokeniser ignores anyway. Only ASCII is lowercased: Python's and the tokeniser's Unicode
+# lowercasing differ (a final sigma, for one), and texts that share a cache key must share their token ids.
+NORMALISATION = ("collapse_whitespace", "lowercase_ascii")
+
+Label = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f]{1,64}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """The encoder the weights were trained on.
+
+    `source` is an installed package with a `model` folder, or a folder when it starts with `.` or `/` (a relative one
+    starts at the artifact). `sha256` is that of its `model.safetensors`.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    sha256: Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSpec:
+    """What `weights.safetensors` holds: the heads, and LoRA adapters to be scaled by `lora_alpha / lora_rank`."""
+
+    sha256: Sha256
+    lora_rank: Annotated[int, Field(ge=1)]
+    lora_alpha: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A label, what it means, and the prompting techniques that suit it at each complexity level, best first."""
+
+    name: Label
+    description: Annotated[str, Field(min_length=1)]
+    techniques: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The content of `model.yaml`, checked.
+
+    `version` is the file's own version and the first 8 hex digits of the file's sha256. The file names the hash of the
+    weights, so whatever changes an answer (weights, temperature, a technique) changes the version and with it every
+    prediction key.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    folder: Path
+    version: str
+    encoder: EncoderSpec
+    weights: WeightsSpec
+    intents: Annotated[tuple[Intent, ...], Field(min_length=2)]
+    complexity_levels: Annotated[tuple[Label, ...], Field(min_length=1)]
+    techniques: Annotated[tuple[Label, ...], Field(min_length=1)]
+    normalisation: tuple[Literal["collapse_whitespace", "lowercase_ascii"], ...]
+    max_tokens: Annotated[int, Field(ge=8, le=8192)]
+    truncation: Literal["head_tail"]
+    temperature: Annotated[float, Field(gt=0)]
+    training: dict[str, Any]
+    scores: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Artifact":
+        """Read and check the artifact in `folder`.
+
+        Raises:
+            ArtifactError: One line that names the file, what is wrong and what to do.
+        """
+        path = folder / MODEL_FILE
+        content = _read(path)
+        fields = _parse(path, content)
+        digest = hashlib.sha256(content).hexdigest()
+        artifact = _validate(path, fields | {"folder": folder, "version": f"{fields.get('version', '0')}-{digest[:8]}"})
+        _check_labels(path, artifact)
+        _check_weights(artifact)
+        return artifact
+
+    @property
+    def intent_names(self) -> tuple[str, ...]:
+        """The intents' names in the order of the model's outputs."""
+        return tuple(intent.name for intent in self.intents)
+
+    def techniques_for(self, intent: str, complexity: str) -> tuple[str, ...]:
+        """Give the techniques suggested for an intent at a complexity level, best first.
+
+        Raises:
+            KeyError: The artifact has no such intent or level.
+        """
+        row = next((known.techniques for known in self.intents if known.name == intent), None)
+        if row is None:
+            raise KeyError(intent)
+        return row[complexity]
+
+
+def sha256_of(path: Path) -> str:
+    """Give a file's sha256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        remedy = "name a folder made by `intents train`"
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: not YAML ({' '.join(str(error).split())}); restore the file") from error
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{path}: a mapping is expected, not {type(fields).__name__}; restore the file")
+    return fields
+
+
+def _validate(path: Path, fields: dict[str, Any]) -> Artifact:
+    try:
+        return TypeAdapter(Artifact).validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {place}: {first['msg']}; correct that line") from error
+
+
+def _check_labels(path: Path, artifact: Artifact) -> None:
+    for kind, names in (
+        ("intent", artifact.intent_names),
+        ("complexity level", artifact.complexity_levels),
+        ("technique", artifact.techniques),
+    ):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ArtifactError(f"{path}: {kind} {twice[0]!r} is listed twice; remove one")
+    for intent in artifact.intents:
+        _check_techniques(path, artifact, intent)
+
+
+def _check_techniques(path: Path, artifact: Artifact, intent: Intent) -> None:
+    if set(intent.techniques) != set(artifact.complexity_levels):
+        expected = ", ".join(artifact.complexity_levels)
+        found = ", ".join(intent.techniques) or "none"
+        raise ArtifactError(f"{path}: intent {intent.name!r} has technique rows for {found}; it needs {expected}")
+    for level, techniques in intent.techniques.items():
+        unknown = [technique for technique in techniques if technique not in artifact.techniques]
+        if unknown:
+            known = ", ".join(artifact.techniques)
+            raise ArtifactError(
+                f"{path}: intent {intent.name!r} suggests unknown technique {unknown[0]!r} at {level!r}; known: {known}"
+            )
+
+
+def _check_weights(artifact: Artifact) -> None:
+    path = artifact.folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing; copy the whole artifact folder or train it again")
+    found = sha256_of(path)
+    if found != artifact.weights.sha256:
+        raise ArtifactError(
+            f"{path}: sha256 is {found}, {MODEL_FILE} names {artifact.weights.sha256}; "
+            "copy the whole artifact folder again or train it again"
+        )
