@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-
 from typing import Literal
 
 from ray.serve.handle import DeploymentHandle

@@ -15,7 +15,7 @@ from deployments.core.errors import Unavailable
 T = TypeVar("T")
 R = TypeVar("R")
 
-_Waiting = tuple[T, "asyncio.Future[R]"]
+_Waiting = tuple[T, asyncio.Future[R]]
 
 
 class Coalescer(Generic[T, R]):

@@ -3,6 +3,7 @@
 HTTP bodies and the arguments of Python handles go the same way, so that both take and refuse the same things.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -39,17 +40,29 @@ def parse(model: type[M], body: bytes) -> M:
     try:
         return model.model_validate_json(body, strict=True)
     except ValidationError as error:
-        raise _explained(error) from None
+        raise _explained(error, body) from None
 
 
-def _explained(error: ValidationError) -> BadRequest | InvalidInput:
+def _explained(error: ValidationError, body: bytes) -> BadRequest | InvalidInput:
     details = error.errors(include_url=False)
     first = details[0]
-    if first["type"] == "json_invalid" and "surrogate" not in first["msg"]:
-        return BadRequest(first["msg"])
+    if first["type"] == "json_invalid":
+        lone = "hex escape" in first["msg"] and _is_json(body)
+        return (
+            InvalidInput("a text holds a lone surrogate; send whole characters") if lone else BadRequest(first["msg"])
+        )
     errors = [_explained_item(item) for item in details[:MAX_ERRORS_SHOWN]]
     where = ".".join(str(part) for part in errors[0]["loc"][1:]) or "body"
     return InvalidInput(f"{where}: {errors[0]['msg']}", errors=errors)
+
+
+def _is_json(body: bytes) -> bool:
+    """Whether it is JSON to a reader that takes lone surrogates, which JSON's grammar allows and Unicode does not."""
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _explained_item(item: ErrorDetails) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Stand-ins of a few lines for what the service asks of the rest of the graph."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deployments.core.artifact import Artifact, EncoderSpec, Intent, WeightsSpec
+from deployments.core.corrections import Correction
+from deployments.core.errors import IntentGraphError
+from deployments.core.feedback_log import LogStats, Receipt, Submission
+from deployments.core.metrics import Metric
+from deployments.core.prediction import Prediction
+
+LEVELS = ("simple", "moderate", "complex")
+TECHNIQUES = ("zero_shot", "few_shot", "chain_of_thought")
+
+
+def artifact(version: str = "v1") -> Artifact:
+    """An artifact with two intents."""
+    return Artifact(
+        folder=Path(),
+        version=version,
+        encoder=EncoderSpec("none", "0" * 64),
+        weights=WeightsSpec("0" * 64, 1, 1.0),
+        intents=tuple(
+            Intent(
+                name,
+                f"About {name}.",
+                {level: (technique,) for level, technique in zip(LEVELS, TECHNIQUES, strict=True)},
+            )
+            for name in ("reasoning", "translation")
+        ),
+        complexity_levels=LEVELS,
+        techniques=TECHNIQUES,
+        normalisation=("collapse_whitespace", "lowercase_ascii"),
+        max_tokens=256,
+        truncation="head_tail",
+        temperature=1.0,
+        training={},
+        scores={},
+    )
+
+
+def prediction(text: str = "", intent: str = "reasoning") -> Prediction:
+    """What a model would say."""
+    scores = {"reasoning": 0.25, "translation": 0.25} | {intent: 0.75}
+    return Prediction(intent, 0.75, "simple", ("zero_shot",), scores, len(text), False, "v1")
+
+
+class FakeParts:
+    """A graph in memory; `outcomes` overrides the model's answer for a text."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Prediction] = {}
+        self.corrections: dict[str, Correction] = {}
+        self.outcomes: dict[str, Prediction | IntentGraphError] = {}
+        self.predicted: list[str] = []
+        self.submissions: list[Submission] = []
+        self.receipt: Receipt | IntentGraphError = Receipt("1-0", duplicate=False, applied=True)
+        self.log_stats = LogStats(0, 0, 0, [], {}, 0)
+
+    async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
+        return [self.kept.get(key) for key in keys]
+
+    def keep(self, predictions: Mapping[str, Prediction]) -> None:
+        self.kept |= predictions
+
+    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+        self.predicted += texts
+        return [self.outcomes.get(text, prediction(text)) for text in texts]
+
+    def correction(self, text_key: str) -> Correction | None:
+        return self.corrections.get(text_key)
+
+    async def append(self, submission: Submission) -> Receipt | IntentGraphError:
+        self.submissions.append(submission)
+        return self.receipt
+
+    async def stats(self) -> LogStats:
+        return self.log_stats
+
+
+class CountingMetrics:
+    """Sums what was recorded, by metric name and labels."""
+
+    def __init__(self) -> None:
+        self.totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
+        assert set(labels) == set(metric.labels)
+        key = metric.name, tuple(sorted(labels.items()))
+        self.totals[key] = self.totals.get(key, 0.0) + value
+
+    def total(self, metric: Metric, **labels: str) -> float:
+        return self.totals.get((metric.name, tuple(sorted(labels.items()))), 0.0)

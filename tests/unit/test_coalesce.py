@@ -1,0 +1,117 @@
+"""Coalescing: few calls, each its own result, nobody harmed by another's end."""
+
+import asyncio
+
+import pytest
+
+from deployments.core.coalesce import Coalescer
+from deployments.core.errors import Unavailable
+
+
+class Wire:
+    """Records each call's items; answers when `release` is set."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.release = asyncio.Event()
+        self.error: BaseException | None = None
+
+    async def send(self, items: list[int]) -> list[int]:
+        self.calls.append(items)
+        await self.release.wait()
+        if self.error:
+            raise self.error
+        return [item * 10 for item in items]
+
+
+async def submit_all(coalescer: Coalescer[int, int], *groups: list[int]) -> list[asyncio.Task[list[int]]]:
+    tasks = [asyncio.create_task(coalescer.submit(group)) for group in groups]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_what_waits_while_a_call_is_in_flight_travels_together():
+    """Three submits make two calls: the first goes at once, the rest share the second."""
+    wire = Wire()
+    coalescer = Coalescer(wire.send, max_items=10)
+    tasks = await submit_all(coalescer, [1], [2, 3], [4])
+    wire.release.set()
+
+    assert await asyncio.gather(*tasks) == [[10], [20, 30], [40]]
+    assert wire.calls == [[1], [2, 3, 4]]
+
+
+async def test_a_group_keeps_its_bounds_in_items_and_in_size():
+    """No call carries more than `max_items`, nor more than `max_size` unless one item alone is larger."""
+    wire = Wire()
+    wire.release.set()
+    coalescer = Coalescer(wire.send, max_items=3, size=lambda item: item, max_size=10)
+
+    assert await coalescer.submit([4, 5, 6, 50, 1, 1, 1, 1]) == [40, 50, 60, 500, 10, 10, 10, 10]
+    assert wire.calls == [[4, 5], [6], [50], [1, 1, 1], [1]]
+
+
+async def test_calls_in_flight_are_bounded():
+    """With two allowed, the third group waits for one of them to end."""
+    wire = Wire()
+    coalescer = Coalescer(wire.send, max_items=1, max_in_flight=2)
+    tasks = await submit_all(coalescer, [1], [2], [3])
+
+    assert wire.calls == [[1], [2]]
+    wire.release.set()
+    assert await asyncio.gather(*tasks) == [[10], [20], [30]]
+
+
+async def test_a_cancelled_submit_takes_out_its_own_items_and_fails_no_other():
+    """Its waiting items are not sent; a neighbour in the same group still gets its result."""
+    wire = Wire()
+    coalescer = Coalescer(wire.send, max_items=10)
+    first, leaver, stayer = await submit_all(coalescer, [1], [2], [3])
+    leaver.cancel()
+    await asyncio.sleep(0)
+    wire.release.set()
+
+    assert await first == [10]
+    assert await stayer == [30]
+    assert wire.calls == [[1], [3]]
+
+
+async def test_a_cancelled_submit_does_not_cancel_the_call_others_share():
+    """The call it was in goes on for the rest of its group."""
+    wire = Wire()
+    coalescer = Coalescer(wire.send, max_items=10)
+    _, leaver, stayer = await submit_all(coalescer, [1], [2], [3])
+    wire.release.set()
+    await asyncio.sleep(0)
+    wire.release.clear()
+    await asyncio.sleep(0)
+    leaver.cancel()
+    wire.release.set()
+
+    assert await stayer == [30]
+
+
+@pytest.mark.parametrize(("raised", "seen"), [(ValueError("no"), ValueError), (asyncio.CancelledError(), Unavailable)])
+async def test_a_failed_call_fails_its_group_alone(raised: BaseException, seen: type[Exception]):
+    """Each of its items gets the error, and the next group goes out as ever."""
+    wire = Wire()
+    wire.error = raised
+    coalescer = Coalescer(wire.send, max_items=1)
+    (task,) = await submit_all(coalescer, [1])
+    wire.release.set()
+
+    with pytest.raises(seen):
+        await task
+    wire.error = None
+    assert await coalescer.submit([2]) == [20]
+
+
+async def test_a_call_that_returns_too_few_results_fails_instead_of_shifting_them():
+    """A wrong count would give callers each other's answers."""
+
+    async def send(items: list[int]) -> list[int]:
+        return items[1:]
+
+    with pytest.raises(ValueError, match="shorter"):
+        await Coalescer(send, max_items=10).submit([1, 2])

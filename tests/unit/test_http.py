@@ -1,0 +1,260 @@
+"""The HTTP face, with a graph of a few lines behind it."""
+
+import json
+import logging
+
+import pytest
+from starlette.testclient import TestClient
+
+from deployments.core.contract import HealthResponse
+from deployments.core.errors import Overloaded, Unavailable
+from deployments.core.feedback_log import Receipt
+from deployments.core.service import IntentService
+from deployments.core.settings import Settings
+from deployments.http.app import API, CALLS, build_app
+from tests.unit.fakes import CountingMetrics, FakeParts, artifact
+
+CLASSIFY = f"{API}/classify"
+BATCH = f"{API}/classify/batch"
+FEEDBACK = f"{API}/feedback"
+RECORD = {"text": "a", "original_intent": "reasoning", "correct_intent": "translation", "original_confidence": 0.5}
+
+
+class FakeProbes:
+    def __init__(self) -> None:
+        self.answer = HealthResponse(status="ok", parts={"model": "ok"}, details={"corrections_held": 0})
+
+    async def health(self) -> HealthResponse:
+        return self.answer
+
+    async def metrics(self) -> bytes:
+        return b"# nothing\n"
+
+
+@pytest.fixture
+def parts() -> FakeParts:
+    return FakeParts()
+
+
+@pytest.fixture
+def probes() -> FakeProbes:
+    return FakeProbes()
+
+
+@pytest.fixture
+def counted() -> CountingMetrics:
+    return CountingMetrics()
+
+
+@pytest.fixture
+def client(parts: FakeParts, probes: FakeProbes, counted: CountingMetrics) -> TestClient:
+    settings = Settings()
+    return TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+
+
+def test_a_hits_body_is_the_misses_byte_for_byte(client: TestClient):
+    """Only the headers tell them apart."""
+    miss, hit = (client.post(CLASSIFY, json={"text": "hé"}) for _ in range(2))
+
+    assert (miss.headers["X-Cache"], hit.headers["X-Cache"]) == ("miss", "hit-redis")
+    assert miss.content == hit.content
+    assert "model;dur=" in miss.headers["Server-Timing"]
+
+
+def test_a_batch_carries_one_cache_state_a_text(client: TestClient):
+    """In the order of the texts."""
+    client.post(CLASSIFY, json={"text": "b"})
+    answer = client.post(BATCH, json={"texts": ["a", "b"]})
+
+    assert answer.headers["X-Cache"] == "miss, hit-redis"
+    assert answer.json()["count"] == 2
+
+
+def test_json_is_accepted_whatever_the_content_type(client: TestClient):
+    """And unknown fields are ignored."""
+    answer = client.post(CLASSIFY, content=b'{"text":"a","mood":"happy"}', headers={"Content-Type": "text/plain"})
+
+    assert answer.status_code == 200
+
+
+BAD_TEXTS = {
+    "empty": (b'{"text":""}', 422),
+    "blank": ('{"text":" \\n\u3000"}'.encode(), 422),
+    "too long": (json.dumps({"text": "x" * 5001}).encode(), 422),
+    "no text": (b"{}", 422),
+    "number": (b'{"text":5}', 422),
+    "null": (b'{"text":null}', 422),
+    "array": (b'["a"]', 422),
+    "NUL": (b'{"text":"a\\u0000b"}', 422),
+    "lone surrogate": (b'{"text":"a\\ud800b"}', 422),
+    "long user": (json.dumps({"text": "a", "user_id": "u" * 129}).encode(), 422),
+    "raw NUL": (b'{"text":"a\0b"}', 400),
+    "not JSON": (b"hello", 400),
+    "no body": (b"", 400),
+    "NaN": (b"NaN", 422),
+    "invalid UTF-8": (b'{"text":"\xff\xfe"}', 400),
+    "20,000 brackets": (b"[" * 20_000, 400),
+    "nested to the end": (b"[" * 20_000 + b"]" * 20_000, 400),
+    "3 MiB": (b'{"text":"' + b"x" * 3 * 1024 * 1024 + b'"}', 413),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_a_bad_body_is_a_clear_4xx(client: TestClient, counted: CountingMetrics, name: str):
+    """Always problem+json, counted once."""
+    body, status = BAD_TEXTS[name]
+    answer = client.post(CLASSIFY, content=body)
+
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert answer.json()["status"] == status
+    assert list(counted.totals.values()) == [1.0]
+
+
+@pytest.mark.parametrize("texts", [[], ["a"] * 101, ["a", ""], ["a", 5], "a"])
+def test_a_bad_batch_is_422(client: TestClient, texts: object):
+    """None, too many, or one that is not a text."""
+    assert client.post(BATCH, json={"texts": texts}).status_code == 422
+
+
+def test_messages_name_the_value_the_limit_and_the_remedy(client: TestClient):
+    """So that the caller need not read the documentation."""
+    problem = client.post(CLASSIFY, json={"text": "x" * 7204}).json()
+
+    assert problem["detail"] == "text: has 7,204 characters; the limit is 5,000; split or shorten it"
+    assert problem["errors"] == [
+        {"loc": ["body", "text"], "msg": "has 7,204 characters; the limit is 5,000; split or shorten it"}
+    ]
+
+
+def test_limits_count_code_points(client: TestClient):
+    """5,000 characters beyond the basic plane are 20,000 bytes and still 5,000."""
+    assert client.post(CLASSIFY, json={"text": "𝄞" * 5000}).status_code == 200
+
+
+def test_a_queue_that_is_full_is_429_and_says_when_to_come_back(client: TestClient, parts: FakeParts):
+    """Seconds, rounded up."""
+    parts.outcomes["a"] = Overloaded("queue full", retry_after_s=2.4)
+    answer = client.post(CLASSIFY, json={"text": "a"})
+
+    assert (answer.status_code, answer.headers["Retry-After"], answer.json()["type"]) == (429, "3", "overloaded")
+
+
+def test_a_defect_is_a_500_that_tells_nothing_and_a_stack_in_the_log(
+    client: TestClient, parts: FakeParts, caplog: pytest.LogCaptureFixture
+):
+    """No answer is ever a stack trace."""
+    parts.correction = None  # type: ignore[assignment]
+    answer = client.post(CLASSIFY, json={"text": "a"})
+
+    assert answer.status_code == 500
+    assert "NoneType" not in answer.text
+    assert "TypeError" in caplog.text
+
+
+def test_unknown_paths_and_methods_are_problems(client: TestClient):
+    """And 405 names what the path takes (RFC 9110, section 15.5.6)."""
+    missing, wrong = client.get("/nothing"), client.get(CLASSIFY)
+
+    assert (missing.status_code, missing.json()["type"]) == (404, "not-found")
+    assert (wrong.status_code, wrong.json()["type"], wrong.headers["Allow"]) == (405, "method-not-allowed", "POST")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+def test_a_senseless_timeout_is_refused(client: TestClient, value: str):
+    """Rather than silently taken for none."""
+    answer = client.post(CLASSIFY, json={"text": "a"}, headers={"X-Request-Timeout-Seconds": value})
+
+    assert answer.status_code == 422
+
+
+def test_feedback_is_created_once_and_then_a_duplicate(client: TestClient, parts: FakeParts):
+    """201, then 200 with the same id."""
+    first = client.post(FEEDBACK, json=RECORD, headers={"Idempotency-Key": "k"})
+    parts.receipt = Receipt("1-0", duplicate=True, applied=True)
+    again = client.post(FEEDBACK, json=RECORD, headers={"Idempotency-Key": "k"})
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["feedback_id"] == again.json()["feedback_id"]
+    assert parts.submissions[0].idempotency_key == "k"
+
+
+BAD_FEEDBACK = {
+    "confidence over 1": {"original_confidence": 1.1},
+    "confidence as text": {"original_confidence": "0.5"},
+    "unknown intent": {"correct_intent": "poetry"},
+    "unknown technique": {"correct_techniques": ["magic"]},
+    "too many techniques": {"correct_techniques": ["zero_shot"] * 17},
+    "unknown complexity": {"correct_complexity": "trivial"},
+    "a correction that changes nothing": {"correct_intent": "reasoning"},
+    "a confirmation that changes something": {"feedback_type": "confirmation"},
+    "unknown type": {"feedback_type": "praise"},
+    "no time": {"timestamp": "yesterday"},
+    "surrogate user": {"user_id": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("name", BAD_FEEDBACK)
+def test_bad_feedback_is_422_and_reaches_no_log(client: TestClient, parts: FakeParts, name: str):
+    """What is wrong is named."""
+    answer = client.post(FEEDBACK, content=json.dumps(RECORD | BAD_FEEDBACK[name]))
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"]
+    assert parts.submissions == []
+
+
+def test_feedback_while_the_log_is_away_is_503(client: TestClient, parts: FakeParts):
+    """And worth a retry with the same key."""
+    parts.receipt = Unavailable("the feedback log is away")
+    answer = client.post(FEEDBACK, json=RECORD)
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 200), ("degraded", 200), ("unavailable", 503)])
+def test_ready_is_503_only_when_nothing_can_answer(client: TestClient, probes: FakeProbes, status: str, code: int):
+    """A store that is away degrades the service, it does not end it."""
+    probes.answer = HealthResponse(status=status, parts={"model": "ok"}, details={"corrections_held": 1})
+    ready, health = client.get("/health/ready"), client.get("/health")
+
+    assert (ready.status_code, ready.json()) == (code, {"status": status, "parts": {"model": "ok"}})
+    assert health.json()["details"] == {"corrections_held": 1}
+
+
+def test_the_log_has_one_line_a_request_without_the_text(client: TestClient, caplog: pytest.LogCaptureFixture):
+    """Lengths, states and timings, never what people wrote."""
+    caplog.set_level(logging.INFO)
+    client.post(BATCH, json={"texts": ["secret", "b"]}, headers={"X-Request-ID": "r-1"})
+    (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
+
+    assert (line.http_request_id, line.status, line.text_lengths, line.cache) == ("r-1", 200, [6, 1], ["miss", "miss"])
+    assert "secret" not in str(vars(line))
+
+
+def test_a_request_id_that_could_forge_a_log_line_is_not_repeated(client: TestClient, caplog: pytest.LogCaptureFixture):
+    """Serve's middleware does not validate the caller's."""
+    caplog.set_level(logging.INFO)
+    client.get("/health/live", headers={"X-Request-ID": "x} {"})
+
+    (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
+
+    assert line.http_request_id == "unsafe"
+
+
+def test_the_openapi_document_names_every_call_and_resolves(client: TestClient):
+    """Each path of the table is there, and no reference leads nowhere."""
+    document = client.get("/openapi.json").json()
+    references = {part.split('"')[0] for part in json.dumps(document).split('"#/components/schemas/')[1:]}
+
+    assert document["openapi"].startswith("3.1")
+    assert set(document["paths"]) == {call.path for call in CALLS}
+    assert references <= set(document["components"]["schemas"])
+
+
+def test_the_docs_work_offline(client: TestClient):
+    """The page loads nothing from another host."""
+    page = client.get("/docs").text
+
+    assert "http" not in page
+    assert client.get("/docs/swagger-ui-bundle.js").status_code == 200
+    assert client.get("/docs/swagger-ui.css").headers["Content-Type"].startswith("text/css")

@@ -1,0 +1,43 @@
+"""What may be imported where."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORE = [
+    f"deployments.{path.parent.name}.{path.stem}"
+    for folder in ("core", "http")
+    for path in sorted((ROOT / "deployments" / folder).glob("*.py"))
+    if path.stem != "__init__"
+]
+
+
+@pytest.mark.parametrize("package", ["core", "http"])
+def test_core_and_http_never_import_ray_and_core_never_starlette(package: str):
+    """Every module of theirs, in a fresh interpreter; heavy libraries are loaded where they are used."""
+    modules = [module for module in CORE if module.startswith(f"deployments.{package}.")]
+    forbidden = {"ray", "torch", "transformers", "redis", "peft"} | ({"starlette"} if package == "core" else set())
+    code = f"import sys, {', '.join(modules)}; print(sorted({forbidden!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert result.stdout.strip() == "[]"
+
+
+def test_shells_never_import_each_other():
+    """Only the graph knows them all."""
+    shells = ("ingress", "cache", "model", "feedback")
+    for shell in shells:
+        source = (ROOT / "deployments" / f"{shell}.py").read_text()
+        others = [other for other in shells if other != shell and f"deployments.{other} import" in source]
+
+        assert others == []
+
+
+def test_only_the_graph_binds():
+    """One file shows how the deployments hang together."""
+    sources = (ROOT / "deployments").rglob("*.py")
+
+    assert [path.name for path in sources if "serve.deployment(" in path.read_text()] == ["graph.py"]

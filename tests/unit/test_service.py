@@ -1,0 +1,212 @@
+"""The life of a request, with a graph of a few lines."""
+
+import asyncio
+
+import pytest
+
+from deployments.core import metrics
+from deployments.core.contract import FeedbackRecord
+from deployments.core.corrections import Correction
+from deployments.core.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
+from deployments.core.feedback_log import LogStats, Receipt
+from deployments.core.service import CachePolicy, IntentService
+from deployments.core.settings import Settings
+from deployments.core.text import correction_key
+from tests.unit.fakes import CountingMetrics, FakeParts, artifact, prediction
+
+RECORD = FeedbackRecord(text="a", original_intent="reasoning", correct_intent="translation", original_confidence=0.5)
+
+
+@pytest.fixture
+def parts() -> FakeParts:
+    return FakeParts()
+
+
+@pytest.fixture
+def counted() -> CountingMetrics:
+    return CountingMetrics()
+
+
+@pytest.fixture
+def service(parts: FakeParts, counted: CountingMetrics) -> IntentService:
+    return IntentService(Settings(), artifact(), parts, counted)
+
+
+async def test_a_hit_is_the_miss_again(service: IntentService, parts: FakeParts):
+    """The second answer comes from the cache, equals the first, and asks no model."""
+    first = await service.classify(["Hello"])
+    second = await service.classify([" hello "])
+
+    assert (first.cache_states, second.cache_states) == (["miss"], ["hit-redis"])
+    assert first.classifications == second.classifications
+    assert parts.predicted == ["Hello"]
+
+
+async def test_a_batch_answers_in_order_and_asks_the_model_once_a_text(service: IntentService, parts: FakeParts):
+    """Kept, missing and repeated texts come back where they stood."""
+    parts.outcomes["b"] = prediction("b", "translation")
+    await service.classify(["a"])
+    answers = await service.classify(["b", "a", "b"])
+
+    assert [answer["intent"] for answer in answers.classifications] == ["translation", "reasoning", "translation"]
+    assert answers.cache_states == ["miss", "hit-redis", "miss"]
+    assert parts.predicted == ["a", "b"]
+
+
+async def test_a_correction_is_laid_over_the_prediction(service: IntentService, parts: FakeParts):
+    """The intent is the person's, the complexity the model's, the techniques the table's."""
+    parts.corrections[correction_key("a")] = Correction("1-0", "translation", None, None, 0.0)
+    answers = await service.classify(["a"], scores=True)
+
+    assert answers.cache_states == ["correction"]
+    assert answers.classifications[0] == {
+        "intent": "translation",
+        "confidence": 1.0,
+        "complexity": "simple",
+        "suggested_techniques": ["zero_shot"],
+        "metadata": {"model_version": "v1", "source": "correction", "tokens": 1, "truncated": False},
+    }
+
+
+async def test_a_correction_decides_complexity_and_techniques_where_it_names_them(
+    service: IntentService, parts: FakeParts
+):
+    """A corrected complexity also chooses the techniques, unless those were corrected too."""
+    parts.corrections[correction_key("a")] = Correction("1-0", "translation", "complex", None, 0.0)
+    parts.corrections[correction_key("b")] = Correction("2-0", "translation", "complex", ("few_shot",), 0.0)
+    answers = await service.classify(["a", "b"])
+
+    assert [answer["suggested_techniques"] for answer in answers.classifications] == [
+        ["chain_of_thought"],
+        ["few_shot"],
+    ]
+
+
+async def test_no_cache_reads_nothing_and_keeps_the_fresh_prediction(service: IntentService, parts: FakeParts):
+    """It passes corrections by too."""
+    parts.corrections[correction_key("a")] = Correction("1-0", "translation", None, None, 0.0)
+    answers = await service.classify(["a"], policy=CachePolicy.from_header("no-cache"))
+
+    assert answers.cache_states == ["bypass"]
+    assert answers.classifications[0]["intent"] == "reasoning"
+    assert len(parts.kept) == 1
+
+
+async def test_no_store_neither_reads_nor_keeps(service: IntentService, parts: FakeParts):
+    """`no-store` wins over `no-cache`."""
+    answers = await service.classify(["a"], policy=CachePolicy.from_header("no-cache, No-Store"))
+
+    assert (answers.cache_states, parts.kept) == (["bypass"], {})
+
+
+async def test_with_caching_off_everything_is_bypass_and_corrections_are_not_served(parts: FakeParts):
+    """`ENABLE_CACHING=false` is the model's own word each time."""
+    parts.corrections[correction_key("a")] = Correction("1-0", "translation", None, None, 0.0)
+    service = IntentService(Settings(enable_caching=False), artifact(), parts, CountingMetrics())
+    answers = await service.classify(["a"])
+
+    assert (answers.cache_states, parts.kept) == (["bypass"], {})
+    assert answers.classifications[0]["metadata"]["source"] == "model"
+
+
+async def test_one_overloaded_text_fails_its_batch(service: IntentService, parts: FakeParts, counted: CountingMetrics):
+    """All or none; each of its texts counts as overloaded."""
+    parts.outcomes["b"] = Overloaded("queue full")
+
+    with pytest.raises(Overloaded):
+        await service.classify(["a", "b"])
+    assert counted.total(metrics.REQUESTS, status="overloaded") == 2
+
+
+async def test_a_request_that_takes_too_long_is_ended(parts: FakeParts, counted: CountingMetrics):
+    """The caller's own time counts when it is shorter."""
+
+    class Stuck(FakeParts):
+        async def predict(self, texts: object, timeout_s: float) -> list[object]:
+            await asyncio.Event().wait()
+            return []
+
+    service = IntentService(Settings(), artifact(), Stuck(), counted)
+
+    with pytest.raises(DeadlineExceeded, match=r"0\.01 s"):
+        await service.classify(["a"], timeout_s=0.01)
+    assert counted.total(metrics.REQUESTS, status="unavailable") == 1
+
+
+async def test_every_text_is_counted_once_with_its_duration(
+    service: IntentService, parts: FakeParts, counted: CountingMetrics
+):
+    """Corrections count as cache hits."""
+    parts.corrections[correction_key("c")] = Correction("1-0", "translation", None, None, 0.0)
+    await service.classify(["a"])
+    await service.classify(["a", "b", "c"])
+
+    assert counted.total(metrics.REQUESTS, status="success") == 2
+    assert counted.total(metrics.REQUESTS, status="cache_hit") == 2
+
+
+async def test_scores_are_given_when_asked_for(service: IntentService):
+    """And they sum to 1."""
+    answers = await service.classify(["a"], scores=True)
+
+    assert sum(answers.classifications[0]["scores"].values()) == pytest.approx(1)
+
+
+async def test_an_accepted_correction_says_that_it_is_served(
+    service: IntentService, parts: FakeParts, counted: CountingMetrics
+):
+    """The record goes to the log with the correction's key and a key for its retry."""
+    response = await service.submit_feedback(RECORD)
+
+    assert (response.status, response.cache_updated, response.feedback_id) == ("recorded", True, "1-0")
+    assert parts.submissions[0].text_key == correction_key("a")
+    assert parts.submissions[0].applied
+    assert parts.submissions[0].idempotency_key
+    assert counted.total(metrics.FEEDBACK_CORRECTIONS, original_intent="reasoning", correct_intent="translation") == 1
+
+
+async def test_a_duplicate_is_not_counted_as_another_correction(
+    service: IntentService, parts: FakeParts, counted: CountingMetrics
+):
+    """A retry is free."""
+    parts.receipt = Receipt("1-0", duplicate=True, applied=True)
+    response = await service.submit_feedback(RECORD, "key")
+
+    assert response.status == "duplicate"
+    assert counted.total(metrics.FEEDBACK_SUBMISSIONS, feedback_type="correction", status="duplicate") == 1
+    assert counted.total(metrics.FEEDBACK_CORRECTIONS, original_intent="reasoning", correct_intent="translation") == 0
+
+
+@pytest.mark.parametrize(("settings", "applied"), [({}, True), ({"auth": "open"}, False)])
+async def test_a_stranger_changes_nobodys_answers(parts: FakeParts, settings: dict[str, str], applied: bool):
+    """Open to other hosts without keys, corrections are recorded, not applied."""
+    service = IntentService(Settings(**settings), artifact(), parts, CountingMetrics())
+    await service.submit_feedback(RECORD)
+
+    assert parts.submissions[0].applied is applied
+
+
+async def test_unknown_labels_are_refused_with_the_known_ones(service: IntentService, counted: CountingMetrics):
+    """The message is the remedy."""
+    record = RECORD.model_copy(update={"correct_intent": "poetry"})
+
+    with pytest.raises(InvalidInput, match=r"'poetry'; known: reasoning, translation"):
+        await service.submit_feedback(record)
+    assert counted.total(metrics.FEEDBACK_SUBMISSIONS, feedback_type="correction", status="rejected") == 1
+
+
+async def test_a_log_that_is_away_is_said_so(service: IntentService, parts: FakeParts, counted: CountingMetrics):
+    """Nothing is acknowledged."""
+    parts.receipt = Unavailable("away")
+
+    with pytest.raises(Unavailable):
+        await service.submit_feedback(RECORD)
+    assert counted.total(metrics.FEEDBACK_SUBMISSIONS, feedback_type="correction", status="unavailable") == 1
+
+
+async def test_agreement_is_confirmations_over_all(service: IntentService, parts: FakeParts):
+    """And unknown while there are none."""
+    assert (await service.feedback_stats()).agreement_rate is None
+    parts.log_stats = LogStats(4, 3, 1, [("reasoning", "translation", 3)], {"reasoning": (3, 1)}, 4)
+
+    assert (await service.feedback_stats()).agreement_rate == 0.25

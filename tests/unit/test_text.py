@@ -1,0 +1,41 @@
+"""Keys: the same text has one key, different texts have two."""
+
+import hashlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.core.text import correction_key, normalise, prediction_key
+
+STEPS = ("collapse_whitespace", "lowercase_ascii")
+
+
+def test_the_prediction_key_is_the_hash_of_the_normalised_text_in_a_hash_tag_and_the_version():
+    """Worked by hand: case and blanks go, the version stays outside the braces."""
+    digest = hashlib.sha256(b"write a haiku").hexdigest()
+
+    assert prediction_key("  Write\n a\t\tHAIKU ", STEPS, "v1") == f"ig:{{{digest}}}:v1"
+
+
+def test_another_model_version_is_another_key():
+    """So a new model never serves an old one's predictions."""
+    assert prediction_key("a", STEPS, "v1") != prediction_key("a", STEPS, "v2")
+
+
+def test_only_ascii_is_lowercased():
+    """Python's final sigma differs from the tokenisers', so letters beyond ASCII stay as they are."""
+    assert normalise("ΑΣ ABC", STEPS) == "ΑΣ abc"
+
+
+def test_a_correction_keeps_case_and_ignores_unicode_form_and_blanks():
+    """`é` is one text however it is composed; `Polish` and `polish` are two."""
+    assert correction_key("caf\u00e9  au\nlait ") == correction_key("cafe\u0301 au lait")
+    assert correction_key("Polish") != correction_key("polish")
+
+
+@given(st.text())
+def test_normalising_twice_is_normalising_once(text: str):
+    """Otherwise a text and its normal form would have two keys."""
+    once = normalise(text, STEPS)
+
+    assert normalise(once, STEPS) == once
