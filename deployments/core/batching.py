@@ -59,7 +59,7 @@ class Batcher(Generic[T, P, R]):
         clock: Monotonic seconds.
     """
 
-    def __init__(  # noqa: PLR0913 — each is a collaborator or a limit, given by name
+    def __init__(
         self,
         *,
         prepare: Callable[[Sequence[T]], Sequence[P]],
