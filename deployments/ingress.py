@@ -3,6 +3,7 @@
 What a request goes through is `core.service`; what HTTP makes of it is `http.app`; the rest of the graph is `parts`.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -51,6 +52,7 @@ class Ingress:
         await self._follower.start(timeout_s=FIRST_FOLD_TIMEOUT_S)
         self._parts = HandleParts(settings, self._follower, recorder, cache=cache, model=model, feedback=feedback)
         self._service = IntentService(settings, Artifact.load(settings.artifact_folder), self._parts, recorder)
+        self._warming = asyncio.create_task(self._parts.health())  # a handle's first call is slow; let it be nobody's
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """The HTTP application; Serve asks for it once the replica is constructed."""

@@ -1,0 +1,16 @@
+"""The real service, started once for all tests that ask for it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.service import Service
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """`intents up` with two ingress replicas and stores of its own; the last test of all stops it."""
+    running = Service(tmp_path_factory.mktemp("service"))
+    running.start()
+    yield running
+    running.close()

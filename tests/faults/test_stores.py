@@ -1,0 +1,113 @@
+"""Stores that die while the service answers."""
+
+import threading
+import time
+import uuid
+from typing import Self
+
+from tests.service import Answer, Service, wait_for
+
+
+class Traffic:
+    """Classifies new texts one after the other in a thread, and keeps every answer's status."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._stop = threading.Event()
+        self.answers: list[Answer] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.answers.append(self._service.classify(f"Is it {uuid.uuid4()}?"))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def kill(service: Service, store: str) -> int:
+    process = service.store(store)
+    process.kill()
+    return process.pid
+
+
+def wait_until_back(service: Service, store: str, old_pid: int) -> None:
+    def back() -> bool:
+        try:
+            return service.store(store).pid != old_pid
+        except AssertionError:
+            return False
+
+    wait_for(back, 5, lambda: f"the {store} store was not restarted within 5 s")
+
+
+def test_killing_the_prediction_store_fails_no_request_and_hits_come_back(service: Service):
+    """`kill -9`: misses while it is away, and nobody restarts anything by hand."""
+    with Traffic(service) as traffic:
+        time.sleep(0.3)
+        wait_until_back(service, "predictions", kill(service, "predictions"))
+        time.sleep(1)
+    text = f"Back again {uuid.uuid4()}"
+    service.classify(text)
+
+    assert {answer.status for answer in traffic.answers} == {200}
+    assert service.classify_until(text, "hit-redis", timeout_s=10).status == 200
+
+
+def test_killing_the_log_store_refuses_feedback_and_loses_none(service: Service):
+    """`kill -9`: 503 while it is away, classification goes on, and every acknowledged record is counted afterwards."""
+    total_before = service.stats()["total"]
+    acknowledged, refused = 0, 0
+    with Traffic(service) as traffic:
+        for _ in range(5):
+            acknowledged += service.feedback({"text": f"{uuid.uuid4()}"}).status == 201
+        old = kill(service, "feedback")
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and acknowledged < 20:
+            answer = service.feedback({"text": f"{uuid.uuid4()}"})
+            assert answer.status in (201, 503), answer.body
+            acknowledged += answer.status == 201
+            refused += answer.status == 503
+            time.sleep(0.02)
+        wait_until_back(service, "feedback", old)
+
+    assert acknowledged == 20
+    assert refused > 0
+    assert {answer.status for answer in traffic.answers} == {200}
+    # A refused record may have reached the disk before the answer was lost; an acknowledged one must have.
+    assert total_before + acknowledged <= service.stats()["total"] <= total_before + acknowledged + refused
+
+
+def test_corrections_go_on_while_the_log_is_away_and_after(service: Service):
+    """The overlay answers from memory, is folded again from the log, and new entries reach it."""
+    text = f"Remember me {uuid.uuid4()}"
+    service.feedback({"text": text})
+    service.classify_until(text, "correction")
+    old = kill(service, "feedback")
+    during = service.classify(text)
+    wait_until_back(service, "feedback", old)
+    after = f"Remember me too {uuid.uuid4()}"
+    wait_for(lambda: service.feedback({"text": after}).status == 201, 10, lambda: "feedback never recovered")
+
+    assert during.headers["X-Cache"] == "correction"
+    assert service.classify_until(after, "correction").status == 200
+    assert service.classify(text).headers["X-Cache"] == "correction"
+
+
+def test_health_names_the_part_that_is_away_and_stays_200(service: Service):
+    """Degraded, not unavailable: the model can still answer."""
+    store = service.store("predictions")
+    store.suspend()
+    try:
+        ready = service.get("/health/ready")
+    finally:
+        store.resume()
+
+    assert (ready.status, ready.json()["status"]) == (200, "degraded")
+    assert ready.json()["parts"]["cache"] != "ok"
+    wait_for(lambda: service.get("/health/ready").json()["status"] == "ok", 10, lambda: "never healthy again")

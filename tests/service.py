@@ -1,0 +1,190 @@
+"""The real service for tests: `intents up` in a process of its own, asked over HTTP like anybody would."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+INTENTS = [str(Path(sys.executable).parent / "intents")]
+API = "/api/v1/intents"
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 15
+RECORD = {
+    "original_intent": "question_answering",
+    "correct_intent": "translation",
+    "original_confidence": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer, whatever its status."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def request(
+    url: str, body: object = None, *, method: str | None = None, headers: dict[str, str] | None = None
+) -> Answer:
+    """Send one request; `body` is bytes as they are, or made JSON. Without a method, POST with a body, else GET."""
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    call = urllib.request.Request(url, data, {"Content-Type": "application/json"} | (headers or {}), method=method)
+    try:
+        with urllib.request.urlopen(call, timeout=60) as response:
+            return Answer(response.status, response.headers, response.read())
+    except urllib.error.HTTPError as refusal:
+        return Answer(refusal.code, refusal.headers, refusal.read())
+
+
+class Service:
+    """One `intents up`, with folders of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = os.environ | {
+            "XDG_STATE_HOME": str(folder / "state"),
+            "XDG_DATA_HOME": str(folder / "data"),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.output = folder / "up.out"
+        self._up: subprocess.Popen[bytes] | None = None
+        self._seen: set[psutil.Process] = set()
+
+    def start(self) -> None:
+        """Start in the foreground and wait until it says that it serves."""
+        with self.output.open("wb") as output:
+            command = [*INTENTS, "up", "--port", str(self.port)]
+            self._up = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=self.environment, cwd=ROOT, start_new_session=True
+            )
+        wait_for(self._serves, START_TIMEOUT_S, lambda: f"intents up did not serve:\n{self.output.read_text()}")
+
+    def _serves(self) -> bool:
+        if self._up is not None and self._up.poll() is not None:
+            raise AssertionError(f"intents up ended:\n{self.output.read_text()}")
+        return "serving at" in self.output.read_text()
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C and wait for the end."""
+        assert self._up is not None
+        self.remember_processes()
+        self._up.send_signal(signal.SIGINT)
+        self._up.wait(STOP_TIMEOUT_S)
+        self._up = None
+
+    def close(self) -> None:
+        """Stop, if it runs."""
+        if self._up is not None and self._up.poll() is None:
+            self.interrupt()
+
+    def remember_processes(self) -> None:
+        """Note every process that belongs to the service now."""
+        supervisor = psutil.Process(self.state["supervisor"]["pid"])
+        self._seen |= {supervisor, *supervisor.children(recursive=True)}
+
+    def left_processes(self) -> list[str]:
+        """Which of the noted processes still run."""
+        return [process.name() for process in self._seen if process.is_running() and process.status() != "zombie"]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `intents up` tells other commands."""
+        return json.loads((self.folder / "state" / "intentgraph" / "state.json").read_text())
+
+    def intents(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run another `intents` command against this service."""
+        return subprocess.run(
+            [*INTENTS, *arguments],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            cwd=ROOT,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def store(self, name: str) -> psutil.Process:
+        """The process of the store `predictions` or `feedback`."""
+        port = str(self.state["stores"][name].rsplit(":", 1)[1].split("/")[0])
+        supervisor = psutil.Process(self.state["supervisor"]["pid"])
+        for process in supervisor.children(recursive=True):
+            if "valkey-server" in process.name() and port in " ".join(process.cmdline()):
+                return process
+        raise AssertionError(f"no process serves the {name} store on port {port}")
+
+    def replica_urls(self) -> list[str]:
+        """Where each ingress replica listens itself, as HAProxy's own statistics list them."""
+        statistics = request("http://127.0.0.1:8404/stats;csv").body.decode()
+        header, *rows = [line.split(",") for line in statistics.splitlines() if line]
+        column = {name.strip("# "): index for index, name in enumerate(header)}
+        servers = [row for row in rows if row[column["svname"]].startswith("SERVE_REPLICA") and "intents" in row[0]]
+        return sorted({f"http://{row[column['addr']]}" for row in servers})
+
+    def get(self, path: str) -> Answer:
+        """GET a path of the service."""
+        return request(self.url + path)
+
+    def classify(self, text: str, *, url: str | None = None, query: str = "", **headers: str) -> Answer:
+        """Classify one text; header names are given with underscores."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return request(f"{url or self.url}{API}/classify{query}", {"text": text}, headers=named)
+
+    def batch(self, texts: list[str]) -> Answer:
+        """Classify several texts."""
+        return request(f"{self.url}{API}/classify/batch", {"texts": texts})
+
+    def feedback(self, record: Mapping[str, Any], **headers: str) -> Answer:
+        """Submit a record over the defaults of `RECORD`."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return request(f"{self.url}{API}/feedback", RECORD | dict(record), headers=named)
+
+    def stats(self) -> Any:
+        """The feedback statistics."""
+        return self.get(f"{API}/feedback/stats").json()
+
+    def classify_until(self, text: str, cache_state: str, timeout_s: float = 5) -> Answer:
+        """Classify a text until its answer comes from where it should; predictions are kept after the answer."""
+        answers: list[Answer] = []
+
+        def came() -> bool:
+            answers.append(self.classify(text))
+            return answers[-1].headers["X-Cache"] == cache_state
+
+        wait_for(came, timeout_s, lambda: f"never {cache_state}, last {answers[-1]}")
+        return answers[-1]
+
+
+def wait_for(condition: Any, timeout_s: float, message: Any, *, pause_s: float = 0.05) -> None:
+    """Wait until `condition()` holds; fail with `message()` when it takes longer than `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(message())
+        time.sleep(pause_s)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
