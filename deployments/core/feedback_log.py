@@ -230,7 +230,7 @@ class FeedbackLog:
         """Remove the days that are older than the retention, entries and counters in one script; give how many entries.
 
         `now_s` is the store's time (`await log.now_s()`): a wrong clock on this machine must not empty the log. Safe to
-        run again and from several places at once. Blocks the store for about 0.1 s a million entries. Raises
+        run again and from several places at once. Blocks the store for about 0.3 s a million entries. Raises
         `Unavailable`.
         """
         first_kept = int(now_s // DAY_S) - self._retention_days

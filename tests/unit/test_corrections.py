@@ -125,9 +125,11 @@ class Recorder:
 
 
 @asynccontextmanager
-async def following(server: ValkeyServer, *, wait_s: float = 5, **options: object) -> AsyncIterator[Follower]:
-    timeout_s = options.setdefault("timeout_s", 0.4)
-    follower = Follower(lambda: connect(server.url, timeout_s=timeout_s), **{"metrics": NoMetrics(), **options})
+async def following(
+    server: ValkeyServer, *, wait_s: float = 5, timeout_s: float = 0.4, socket_timeout_s: float = 2, **options: object
+) -> AsyncIterator[Follower]:
+    options = {"metrics": NoMetrics(), **options}
+    follower = Follower(lambda: connect(server.url, timeout_s=socket_timeout_s), timeout_s=timeout_s, **options)
     await follower.start(wait_s)
     try:
         yield follower
@@ -155,7 +157,7 @@ def log(client: Redis) -> FeedbackLog:
 async def test_a_new_entry_shows_within_100_ms(server: ValkeyServer, log: FeedbackLog) -> None:
     shown = asyncio.Event()
     recorder = Recorder()
-    async with following(server, on_entry=lambda _key: shown.set(), metrics=recorder, timeout_s=2) as follower:
+    async with following(server, on_entry=lambda _key: shown.set(), metrics=recorder) as follower:
         [receipt] = await log.append([correction("1")])
         async with asyncio.timeout(0.1):
             await shown.wait()
@@ -266,7 +268,7 @@ async def test_an_empty_store_in_the_place_of_the_old_one_clears_the_corrections
 
 async def test_a_store_that_hangs_is_noticed_within_the_timeout(server: ValkeyServer, log: FeedbackLog) -> None:
     await log.append([correction("1")])
-    async with following(server, timeout_s=0.4) as follower:
+    async with following(server, socket_timeout_s=60) as follower:
         server.pause()
         try:
             await until(lambda: not follower.connected, timeout_s=0.6)

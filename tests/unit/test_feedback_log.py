@@ -130,7 +130,7 @@ async def test_the_same_key_with_another_record_conflicts_and_writes_nothing(log
 
 
 async def test_equal_keys_of_different_scopes_never_meet(log: FeedbackLog, client: Redis) -> None:
-    receipts = await log.append([submission("b", scope="a"), submission("b", scope="c"), submission('b","', scope="")])
+    receipts = await log.append([submission("bc", scope="a"), submission("c", scope="ab"), submission("abc")])
 
     assert [receipt.duplicate for receipt in receipts] == [False, False, False]
     assert await client.xlen(LOG) == 3
@@ -198,7 +198,7 @@ async def test_counters_equal_a_recount_with_two_writers_and_retries(client: Red
 
 
 async def test_stats_count_the_retained_log(log: FeedbackLog) -> None:
-    pairs = [("reasoning", "summarization"), ("code_generation", "reasoning"), ("code_generation", "reasoning")]
+    pairs = [("reasoning", "summarization"), ("code_generation", "reasoning"), ("reasoning", "summarization")]
     same = [("reasoning", "reasoning")]
     await log.append([submission(str(n), original=a, correct=b) for n, (a, b) in enumerate([*pairs, *same])])
 
@@ -206,8 +206,8 @@ async def test_stats_count_the_retained_log(log: FeedbackLog) -> None:
         total=4,
         corrections=3,
         confirmations=1,
-        pairs=[("code_generation", "reasoning", 2), ("reasoning", "summarization", 1)],
-        by_intent={"code_generation": (2, 0), "reasoning": (1, 1)},
+        pairs=[("reasoning", "summarization", 2), ("code_generation", "reasoning", 1)],
+        by_intent={"code_generation": (1, 0), "reasoning": (2, 1)},
         pending=4,
     )
 
