@@ -1,5 +1,6 @@
 """The real service for tests: `intents up` in a process of its own, asked over HTTP like anybody would."""
 
+import contextlib
 import json
 import os
 import signal
@@ -123,22 +124,30 @@ class Service:
             check=False,
         )
 
-    def store(self, name: str) -> psutil.Process:
-        """The process of the store `predictions` or `feedback`."""
-        port = str(self.state["stores"][name].rsplit(":", 1)[1].split("/")[0])
-        supervisor = psutil.Process(self.state["supervisor"]["pid"])
-        for process in supervisor.children(recursive=True):
-            if "valkey-server" in process.name() and port in " ".join(process.cmdline()):
-                return process
-        raise AssertionError(f"no process serves the {name} store on port {port}")
+    def store(self, name: str) -> psutil.Process | None:
+        """The process of the store `predictions` or `feedback`; None while there is none."""
+        port = self.state["stores"][name].rsplit(":", 1)[1].split("/")[0]
+        stores = [process for process in self._processes("valkey-server") if port in " ".join(process.cmdline())]
+        return stores[0] if stores else None
 
     def replica_urls(self) -> list[str]:
-        """Where each ingress replica listens itself, as HAProxy's own statistics list them."""
-        statistics = request("http://127.0.0.1:8404/stats;csv").body.decode()
-        header, *rows = [line.split(",") for line in statistics.splitlines() if line]
-        column = {name.strip("# "): index for index, name in enumerate(header)}
-        servers = [row for row in rows if row[column["svname"]].startswith("SERVE_REPLICA") and "intents" in row[0]]
-        return sorted({f"http://{row[column['addr']]}" for row in servers})
+        """Where each ingress replica listens itself, behind HAProxy."""
+        listening = [
+            connection.laddr.port
+            for replica in self._processes("ray::ServeReplica:intents:Ingress")
+            for connection in replica.net_connections("tcp4")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        # Serve gives direct ingress the ports from 30000 on; a replica's other ports are not HTTP.
+        return sorted(f"http://127.0.0.1:{port}" for port in listening if 30_000 <= port <= 31_000)
+
+    def _processes(self, command: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process(self.state["supervisor"]["pid"]).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if command in "".join(process.cmdline()[:1]):
+                    found.append(process)
+        return found
 
     def get(self, path: str) -> Answer:
         """GET a path of the service."""

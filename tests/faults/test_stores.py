@@ -32,16 +32,15 @@ class Traffic:
 
 def kill(service: Service, store: str) -> int:
     process = service.store(store)
+    assert process
     process.kill()
     return process.pid
 
 
 def wait_until_back(service: Service, store: str, old_pid: int) -> None:
     def back() -> bool:
-        try:
-            return service.store(store).pid != old_pid
-        except AssertionError:
-            return False
+        process = service.store(store)
+        return process is not None and process.pid != old_pid
 
     wait_for(back, 5, lambda: f"the {store} store was not restarted within 5 s")
 
@@ -102,6 +101,7 @@ def test_corrections_go_on_while_the_log_is_away_and_after(service: Service):
 def test_health_names_the_part_that_is_away_and_stays_200(service: Service):
     """Degraded, not unavailable: the model can still answer."""
     store = service.store("predictions")
+    assert store
     store.suspend()
     try:
         ready = service.get("/health/ready")
