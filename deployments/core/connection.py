@@ -15,6 +15,7 @@ def connect(url: str, *, timeout_s: float, max_connections: int = 8) -> "Redis":
     from redis.asyncio import BlockingConnectionPool, Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
+    from redis.maint_notifications import MaintNotificationsConfig
 
     pool = BlockingConnectionPool.from_url(
         url,
@@ -24,5 +25,7 @@ def connect(url: str, *, timeout_s: float, max_connections: int = 8) -> "Redis":
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
         protocol=3,
+        # They switch off the pool's check for stale connections: each would fail once after a store's restart.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     return Redis.from_pool(pool)
