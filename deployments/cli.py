@@ -1,0 +1,298 @@
+"""The `intents` command: `up` and `down` a service on this machine, ask it, train an artifact for it.
+
+It parses, calls and prints; the work is done in `deployments.local` and `deployments.training`. A failure is one line
+on standard error that names the remedy, and exit code 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path  # noqa: TC003 — typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deployments.core.errors import StartupError
+from deployments.local.files import shipped
+from deployments.local.instance import StateFile, data_folder, state_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from deployments.local.control import Report
+    from deployments.local.plan import Options
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8000"
+SHOWN_TEXT = 48
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def _examples(*commands: str) -> str:
+    return "\n\n".join(("Examples:", *(f"  $ {command}" for command in commands)))
+
+
+app = typer.Typer(
+    name="intents",
+    help="Classify what prompts ask for: run the service on this machine, ask it, train it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.command(
+    epilog=_examples(
+        "intents up",
+        "intents up --detach --port 8080",
+        "REDIS_URL=redis://cache.example:6379/0 FEEDBACK_REDIS_URL=redis://log.example:6379/0 intents up",
+    )
+)
+def up(
+    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background once it serves.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address it listens on; other than this machine's own needs --auth-open.")
+    ] = "127.0.0.1",
+    no_haproxy: Annotated[
+        bool, typer.Option("--no-haproxy", help="Serve's own Python proxy instead: slower, fewer ports.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="Serve configuration; the shipped serve_config.yaml when absent.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the feedback log's data; ~/.local/share/intentgraph when absent.")
+    ] = None,
+    auth_open: Annotated[
+        bool, typer.Option("--auth-open", help="Everyone who reaches the port may call (`auth: open`).")
+    ] = False,
+) -> None:
+    """Start the stores, Ray and the graph on this machine, and serve until Ctrl-C.
+
+    Stores are started for the URLs missing from the environment (REDIS_URL, FEEDBACK_REDIS_URL). Everything started
+    is stopped at the end, and nothing else.
+    """
+    from deployments.local.plan import Options
+
+    with _one_line_errors():
+        options = Options(
+            config=(config or shipped("serve_config.yaml")).absolute(),
+            data_dir=(data_dir or data_folder()).expanduser().absolute(),
+            host=host,
+            port=port,
+            haproxy=not no_haproxy,
+            open_to_all=auth_open,
+        )
+        _up_detached(options) if detach else _up(options)
+
+
+def _up(options: Options) -> None:
+    from deployments.local import supervisor
+    from deployments.local.plan import plan
+    from deployments.local.progress import Progress
+
+    asyncio.run(supervisor.up(plan(options), _state_file(), Progress()))
+
+
+def _up_detached(options: Options) -> None:
+    from deployments.local import control
+    from deployments.local.progress import Progress
+
+    arguments = [
+        f"--config={options.config}",
+        f"--data-dir={options.data_dir}",
+        f"--host={options.host}",
+        f"--port={options.port}",
+        *(["--auth-open"] if options.open_to_all else []),
+        *([] if options.haproxy else ["--no-haproxy"]),
+    ]
+    control.start_detached(arguments, _state_file(), Progress())
+
+
+@app.command(epilog=_examples("intents down"))
+def down() -> None:
+    """Stop the running service and whatever a killed one left behind."""
+    from deployments.local import control
+    from deployments.local.progress import Progress
+
+    with _one_line_errors():
+        progress = Progress()
+        if control.stop(_state_file(), progress):
+            progress.done("nothing is left running")
+        else:
+            progress.tell("nothing is running")
+
+
+@app.command(epilog=_examples("intents status", "intents status --json"))
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show deployments, replicas and stores of the running service; exit code 1 when not all of it is healthy."""
+    from deployments.local import control
+
+    with _one_line_errors():
+        state = _state_file().read()
+        if state is None or not state.alive:
+            raise StartupError("nothing is running; start it with `intents up`")
+        report = control.report(state)
+        if as_json:
+            typer.echo(json.dumps(_report_document(report), indent=2))
+        else:
+            _show_report(report)
+        if not report.healthy:
+            raise typer.Exit(1)
+
+
+def _report_document(report: Report) -> dict[str, Any]:
+    return {
+        "address": report.state.address,
+        "phase": report.state.phase,
+        "healthy": report.healthy,
+        "applications": [asdict(application) for application in report.applications or ()],
+        "stores": report.stores,
+    }
+
+
+def _show_report(report: Report) -> None:
+    console = _console()
+    table = Table("deployment", "status", "replicas", "message", box=None, pad_edge=False)
+    for application in report.applications or ():
+        for deployment in application.deployments:
+            replicas = ", ".join(f"{count} {state.lower()}" for state, count in sorted(deployment.replicas.items()))
+            table.add_row(
+                deployment.name, deployment.status, f"{replicas or '0'} of {deployment.target}", deployment.message
+            )
+    for name, answers in report.stores.items():
+        word = {True: "answers", False: "DOES NOT ANSWER", None: "not ours, not asked"}[answers]
+        table.add_row(f"{name} store", word, "", report.state.stores[name])
+    console.print(table)
+    if report.applications is None:
+        console.print(f"Serve does not answer at {report.state.dashboard}")
+    verdict = "healthy" if report.healthy else f"not healthy ({report.state.phase})"
+    console.print(f"{report.state.address} (pid {report.state.supervisor.pid}): {verdict}")
+
+
+@app.command(
+    epilog=_examples(
+        "intents classify 'Write a haiku about autumn'",
+        "intents classify --json - < prompts.txt",
+        "intents classify --url http://intents.example:8000 'Sum this up in two lines'",
+    )
+)
+def classify(
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT…", help="Texts to classify; `-` reads one a line from standard input.")
+    ],
+    url: Annotated[str | None, typer.Option(help="Address of the service; the one running here when absent.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")] = False,
+) -> None:
+    """Ask a running service what texts ask for."""
+    from deployments.local import remote
+
+    with _one_line_errors():
+        state = _state_file().read()
+        address = url or (state.address if state and state.alive else DEFAULT_ADDRESS)
+        asked = list(_texts(texts))
+        answers = asyncio.run(remote.classify(address, asked))
+        if as_json:
+            for answer in answers:
+                typer.echo(json.dumps(answer, ensure_ascii=False))
+        else:
+            _show_answers(asked, answers)
+
+
+def _texts(arguments: list[str]) -> Iterator[str]:
+    for argument in arguments:
+        if argument == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        else:
+            yield argument
+
+
+def _show_answers(texts: list[str], answers: list[dict[str, Any]]) -> None:
+    table = Table("text", "intent", "confidence", "complexity", "techniques", box=None, pad_edge=False)
+    for text, answer in zip(texts, answers, strict=True):
+        shown = " ".join(text.split())
+        shown = shown if len(shown) <= SHOWN_TEXT else shown[: SHOWN_TEXT - 1] + "…"
+        techniques = ", ".join(answer["suggested_techniques"])
+        table.add_row(shown, answer["intent"], f"{answer['confidence']:.2f}", answer["complexity"], techniques)
+    _console().print(table)
+
+
+@app.command(
+    epilog=_examples(
+        "intents train --data prompts.jsonl --out artifacts/mine",
+        "intents train --data a.jsonl --data b.jsonl --labels labels.yaml --epochs 5 --out artifacts/mine",
+        "MODEL_ARTIFACT=artifacts/mine intents up",
+    )
+)
+def train(
+    data: Annotated[
+        list[Path], typer.Option(help="JSONL with `text`, `intent` and perhaps `complexity`; may be given again.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new artifact.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels, descriptions and techniques; the labels found in the data when absent.")
+    ] = None,
+    evaluate: Annotated[
+        list[Path] | None, typer.Option(help="JSONL to score the artifact on; may be given again.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 3,
+    seed: Annotated[int, typer.Option(help="Makes the run repeatable.")] = 0,
+) -> None:
+    """Train an artifact: a LoRA adapter and heads on the encoder, on CPU in minutes."""
+    with _one_line_errors((StartupError, ValueError, OSError)):
+        if importlib.util.find_spec("peft") is None:
+            raise StartupError("training needs peft; install it with `pip install 'intentgraph[train]'`")
+        from deployments.training.train import train as run_training
+
+        run_training(data, out, labels=labels, evaluation=evaluate or (), epochs=epochs, seed=seed, progress=True)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if show:
+        typer.echo(version("intentgraph"))
+        raise typer.Exit
+
+
+def _state_file() -> StateFile:
+    return StateFile(state_folder())
+
+
+def _console() -> Console:
+    """Tables in full when piped: a program that reads them has no width."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 240)
+
+
+@contextlib.contextmanager
+def _one_line_errors(expected: tuple[type[Exception], ...] = (StartupError,)) -> Iterator[None]:
+    """Turn a failure the user can do something about into lines on standard error and exit code 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:  # `intents status | head`: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except expected as error:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            typer.echo(f"intents: {line}", err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    main()

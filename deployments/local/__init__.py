@@ -1,0 +1,14 @@
+"""One machine, one command: what `intents up` starts, watches and stops.
+
+    supervisor  the order of things: stores, Ray, graph, serving, and back
+    preflight   what would make a start fail, said before anything starts
+    environment the variables the Ray processes run with, each with its reason
+    stores      the two Valkey servers, kept running
+    node        the Ray node, an ordinary one-machine cluster
+    serve_api   Serve's REST interface at the dashboard
+    processes   finding and ending exactly what a run started
+    instance    where a run's state is kept, and who holds it
+    progress    what the user sees meanwhile
+
+It starts and stops processes and knows nothing of intents. A cluster of several machines uses none of it.
+"""
