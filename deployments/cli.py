@@ -51,7 +51,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 @app.command(
@@ -85,9 +88,9 @@ def up(
     Stores are started for the URLs missing from the environment (REDIS_URL, FEEDBACK_REDIS_URL). Everything started
     is stopped at the end, and nothing else.
     """
-    from deployments.local.plan import Options
-
     with _one_line_errors():
+        from deployments.local.plan import Options
+
         options = Options(
             config=(config or shipped("serve_config.yaml")).absolute(),
             data_dir=(data_dir or data_folder()).expanduser().absolute(),
@@ -125,10 +128,10 @@ def _up_detached(options: Options) -> None:
 @app.command(epilog=_examples("intents down"))
 def down() -> None:
     """Stop the running service and whatever a killed one left behind."""
-    from deployments.local import control
-    from deployments.local.progress import Progress
-
     with _one_line_errors():
+        from deployments.local import control
+        from deployments.local.progress import Progress
+
         progress = Progress()
         if control.stop(_state_file(), progress):
             progress.done("nothing is left running")
@@ -139,9 +142,9 @@ def down() -> None:
 @app.command(epilog=_examples("intents status", "intents status --json"))
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show deployments, replicas and stores of the running service; exit code 1 when not all of it is healthy."""
-    from deployments.local import control
-
     with _one_line_errors():
+        from deployments.local import control
+
         state = _state_file().read()
         if state is None or not state.alive:
             raise StartupError("nothing is running; start it with `intents up`")
@@ -198,12 +201,14 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")] = False,
 ) -> None:
     """Ask a running service what texts ask for."""
-    from deployments.local import remote
-
     with _one_line_errors():
+        from deployments.local import remote
+
         state = _state_file().read()
         address = url or (state.address if state and state.alive else DEFAULT_ADDRESS)
         asked = list(_texts(texts))
+        if not asked:
+            raise StartupError("no text came in; give one, or a line of standard input for `-`")
         answers = asyncio.run(remote.classify(address, asked))
         if as_json:
             for answer in answers:

@@ -207,7 +207,9 @@ class Supervisor:
     def _tell(self, applications: tuple[Application, ...], told: dict[str, str]) -> None:
         for application in applications:
             if application.failure:
-                raise StartupError(f"{application.name} does not start: {application.failure} ({self._where_to_look})")
+                raise StartupError(
+                    f"the application {application.name} does not start: {application.failure} ({self._where_to_look})"
+                )
             for deployment in application.deployments:
                 if told.get(deployment.name) != deployment.status:
                     told[deployment.name] = deployment.status
