@@ -67,31 +67,42 @@ class Ingress:
             RuntimeError: `"<slug>: <detail>"` for everything else, such as `overloaded` and `unavailable`.
         """
         with builtin_errors():
-            answers = await self._service.classify((_valid(ClassifyRequest, {"text": text}).text,))
+            answers = await self._service.classify((self._asked(ClassifyRequest, {"text": text}).text,))
             return answers.classifications[0]
 
     async def classify_batch(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """The classifications of up to 100 texts, in their order. Raises as `classify` does."""
         with builtin_errors():
-            answers = await self._service.classify(_valid(BatchRequest, {"texts": list(texts)}).texts)
+            answers = await self._service.classify(self._asked(BatchRequest, {"texts": texts}).texts)
             return answers.classifications
 
     async def submit_feedback(self, record: Mapping[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
         """Write a feedback record; the receipt means it is on disk. Raises as `classify` does."""
         with builtin_errors():
-            receipt = await self._service.submit_feedback(_valid(FeedbackRecord, record), idempotency_key)
-            return receipt.model_dump()
+            try:
+                submitted = _valid(FeedbackRecord, record)
+            except IntentGraphError as error:
+                self._service.refuse_feedback("unknown", error)
+                raise
+            return (await self._service.submit_feedback(submitted, idempotency_key)).model_dump()
 
     async def feedback_stats(self) -> dict[str, Any]:
         """Counts over the retained log. Raises as `classify` does."""
         with builtin_errors():
             return (await self._service.feedback_stats()).model_dump()
 
+    def _asked(self, model: type[M], question: object) -> M:
+        try:
+            return _valid(model, question)
+        except IntentGraphError:
+            self._service.refuse()
+            raise
+
 
 def _valid(model: type[M], value: object) -> M:
     try:
         return parse(model, to_json(value))
-    except (TypeError, UnicodeEncodeError) as error:
+    except (TypeError, ValueError) as error:  # an object, a lone surrogate, a NaN, a circle
         raise InvalidInput(f"not what JSON can carry: {error}") from None
 
 

@@ -46,7 +46,7 @@ class Model:
             ),
             metrics=recorder,
         )
-        logger.info("model %s is ready on %s", artifact.version, settings.device)
+        logger.info("model %s is ready", artifact.version)
 
     async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
         """The outcome for each text, in order; one text's failure is its own."""

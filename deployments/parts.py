@@ -139,7 +139,7 @@ class HandleParts:
         )
         corrections = "ok" if self._follower.connected else "not following the log; those held are served"
         parts = {"model": model, "cache": cache, "feedback": feedback, "corrections": corrections}
-        details = {"corrections_held": self._follower.held}
+        details: dict[str, object] = {"corrections_held": self._follower.held}
         return HealthResponse(status=_overall(parts), parts=parts, details=details)
 
     async def metrics(self) -> bytes:
