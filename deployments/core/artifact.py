@@ -15,6 +15,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from deployments.core.errors import ArtifactError
+from deployments.core.text import NORMALISATIONS
 
 DEFAULT_ARTIFACT = Path(__file__).parent.parent / "artifacts" / "default"
 MODEL_FILE = "model.yaml"
@@ -86,7 +87,7 @@ class Artifact:
     intents: Annotated[tuple[Intent, ...], Field(min_length=2)]
     complexity_levels: Annotated[tuple[Label, ...], Field(min_length=1)]
     techniques: Annotated[tuple[Label, ...], Field(min_length=1)]
-    normalisation: tuple[Literal["collapse_whitespace", "lowercase_ascii"], ...]
+    normalisation: tuple[str, ...]
     max_tokens: Annotated[int, Field(ge=8, le=8192)]
     truncation: Literal["head_tail"]
     temperature: Annotated[float, Field(gt=0)]
@@ -168,6 +169,10 @@ def _check_labels(path: Path, artifact: Artifact) -> None:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ArtifactError(f"{path}: {kind} {twice[0]!r} is listed twice; remove one")
+    unknown = [step for step in artifact.normalisation if step not in NORMALISATIONS]
+    if unknown:
+        known = ", ".join(NORMALISATIONS)
+        raise ArtifactError(f"{path}: unknown normalisation step {unknown[0]!r}; known: {known}")
     for intent in artifact.intents:
         _check_techniques(path, artifact, intent)
 

@@ -21,10 +21,11 @@ from deployments.training.dataset import Row, draw_batches, hold_out, read_rows,
 from deployments.training.evaluate import evaluate, score
 from deployments.training.labels import SHIPPED_LABELS, read_labels
 from deployments.training.network import IGNORED, loss_of
-from deployments.training.train import Recipe, train
+from deployments.training.recipe import Recipe
+from deployments.training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 TINY = Recipe(max_tokens=16, batch_size=8, lora_rank=2, lora_alpha=4)
@@ -83,12 +84,12 @@ def test_an_interrupted_training_leaves_what_was_there(tmp_path: Path):
     data = greetings_and_sums(tmp_path / "rows.jsonl")
     old = train([data], tmp_path / "model", epochs=1, recipe=TINY)
 
-    class Interrupted(list[object]):
-        def __iter__(self):
-            raise KeyboardInterrupt
+    def interrupt() -> Iterator[Path]:
+        raise KeyboardInterrupt
+        yield
 
     with pytest.raises(KeyboardInterrupt):
-        train([data], tmp_path / "model", epochs=1, seed=1, recipe=TINY, evaluation=Interrupted())
+        train([data], tmp_path / "model", epochs=1, seed=1, recipe=TINY, evaluation=interrupt())
 
     assert Artifact.load(tmp_path / "model").version == old.version
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rows.jsonl"]
@@ -169,13 +170,13 @@ def test_the_held_out_part_is_the_same_whatever_the_order():
 
 
 def test_sampling_leans_towards_small_intents_and_sources():
-    """By hand: 9 rows of one intent and 1 of another are drawn 3 to 1, for the square root is taken."""
-    rows = [row(str(n), "large") for n in range(9)] + [row("x", "small")]
+    """By hand: 16 rows of one intent and 1 of another are drawn 2 to 1, for the fourth root is taken."""
+    rows = [row(str(n), "large") for n in range(16)] + [row("x", "small")]
 
     weights = sampling_weights(rows)
 
     assert sum(weights) == pytest.approx(1)
-    assert sum(weights[:9]) == pytest.approx(0.75)
+    assert sum(weights[:16]) == pytest.approx(2 / 3)
 
 
 def test_each_row_is_drawn_within_one_of_its_share():

@@ -1,0 +1,1 @@
+"""From labelled texts to a model artifact: reading rows, training, calibration, evaluation."""
