@@ -56,24 +56,21 @@ def start_detached(arguments: Sequence[str], state_file: StateFile, progress: Pr
 
 def _relay_until_ready(child: subprocess.Popen[bytes], log: Path, state_file: StateFile, progress: Progress) -> None:
     with log.open(errors="replace") as lines:
-        while not _ready(child.pid, state_file):
-            _relay(lines.readlines(), progress)
-            if child.poll() is not None:
-                _relay(lines.readlines(), progress)
+        while True:
+            ended, ready = child.poll() is not None, _ready(child.pid, state_file)
+            for line in lines.readlines():  # after the question, so that nothing it said before is missed
+                progress.tell(line.rstrip("\n"))
+            if ended:
                 raise StartupError(f"it did not start; all it said is in {log}")
+            if ready:
+                break
             time.sleep(POLL_S)
-        _relay(lines.readlines(), progress)
     progress.tell(f"  it goes on in the background (pid {child.pid}); log: {log}")
 
 
 def _ready(pid: int, state_file: StateFile) -> bool:
     state = state_file.read()
     return state is not None and state.supervisor.pid == pid and state.phase == "ready"
-
-
-def _relay(lines: Sequence[str], progress: Progress) -> None:
-    for line in lines:
-        progress.tell(line.rstrip("\n"))
 
 
 def stop(state_file: StateFile, progress: Progress) -> bool:

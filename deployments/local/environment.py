@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 RUN_VARIABLE = "INTENTS_RUN"
 """Marks every process of one run, so that stopping ends those and no others."""
@@ -31,43 +31,31 @@ class Knob:
 def knobs(*, haproxy: bool, cpus: int) -> tuple[Knob, ...]:
     """Every variable a local run sets; `haproxy` puts HAProxy in front and turns the throughput mode on with it."""
     return (
-        Knob("RAY_AUTH_MODE", "disabled", "otherwise it depends on a token file left in the home folder", yields=False),
-        Knob("RAY_metrics_report_interval_ms", "1000", "fresh numbers on a dashboard; the default is 10 s"),
-        Knob("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0", "Serve is shut down before Ray; nothing is left to drain"),
-        Knob("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1", "one machine: nobody needs 30 s to stop calling"),
-        Knob(
-            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "5", "an old HAProxy holds its port no longer than this; default 120"
-        ),
-        Knob(
-            "RAY_SERVE_PORT_QUARANTINE_S", "6", "must exceed the hard stop: an old HAProxy still routes to freed ports"
-        ),
+        Knob("RAY_AUTH_MODE", "disabled", "otherwise a token file left in the home folder decides", yields=False),
+        Knob("RAY_metrics_report_interval_ms", "1000", "fresh numbers on a dashboard; default 10 s"),
+        Knob("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0", "Serve is shut down before Ray: nothing is left to drain"),
+        Knob("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1", "nobody here needs 30 s to stop calling"),
+        Knob("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "5", "an old HAProxy holds its port no longer; default 120 s"),
+        Knob("RAY_SERVE_PORT_QUARANTINE_S", "6", "over the hard stop: an old HAProxy still routes to freed ports"),
         Knob("HF_HUB_OFFLINE", "1", "the encoder is a wheel: no start waits for a hub"),
-        *(_haproxy_knobs(cpus) if haproxy else _plain_knobs()),
+        *(_haproxy_knobs(cpus) if haproxy else _PLAIN_KNOBS),
     )
 
 
 def _haproxy_knobs(cpus: int) -> tuple[Knob, ...]:
+    threads = str(min(4, max(1, cpus // 2)))
     return (
         Knob("RAY_SERVE_ENABLE_HA_PROXY", "1", "7x the requests of Serve's own Python proxy", yields=False),
         Knob("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1", "gRPC between replicas, one event loop in each", yields=False),
-        Knob(
-            "RAY_SERVE_HAPROXY_NBTHREAD",
-            str(min(4, max(1, cpus // 2))),
-            "4 threads on 2 cores cost 15 % of the requests",
-        ),
-        Knob(
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED", "0", "its manager spends 25 % of a core reading a log line a request"
-        ),
+        Knob("RAY_SERVE_HAPROXY_NBTHREAD", threads, "on 2 cores one thread serves 15 % more than the default 4"),
+        Knob("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0", "its manager spends 25 % of a core on a log line a request"),
     )
 
 
-def _plain_knobs() -> tuple[Knob, ...]:
-    return (
-        Knob("RAY_SERVE_ENABLE_HA_PROXY", "0", "asked for with --no-haproxy", yields=False),
-        Knob(
-            "RAY_SERVE_THROUGHPUT_OPTIMIZED", "0", "without HAProxy it forces `proxy_location: HeadOnly`", yields=False
-        ),
-    )
+_PLAIN_KNOBS = (
+    Knob("RAY_SERVE_ENABLE_HA_PROXY", "0", "asked for with --no-haproxy", yields=False),
+    Knob("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0", "without HAProxy it forces `proxy_location: HeadOnly`", yields=False),
+)
 
 
 def haproxy_paths(folder: Path) -> dict[str, str]:
@@ -104,6 +92,8 @@ def node_environment(
     """
     environment = dict(base)
     environment.pop("RAY_ADDRESS", None)  # it would point replicas at another cluster
+    if environment.get("MODEL_ARTIFACT"):  # a replica's working folder is Ray's affair
+        environment["MODEL_ARTIFACT"] = str(Path(environment["MODEL_ARTIFACT"]).absolute())
     for knob in knobs(haproxy=haproxy, cpus=cpus or os.cpu_count() or 1):
         if not (knob.yields and base.get(knob.name)):
             environment[knob.name] = knob.value

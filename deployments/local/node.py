@@ -10,12 +10,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from deployments.core.errors import StartupError
 from deployments.local import processes
 from deployments.local.plan import DASHBOARD_PORT
-from deployments.local.ports import LOOPBACK, free_ports
+from deployments.local.ports import LOOPBACK
 
 if TYPE_CHECKING:
     import subprocess
@@ -40,10 +40,7 @@ class NodePorts:
     dashboard_agent: int
     fallback_proxy: int
 
-    @classmethod
-    def free(cls) -> NodePorts:
-        """Ports nobody uses now."""
-        return cls(*free_ports(4))
+    COUNT: ClassVar[int] = 4
 
 
 def command(ports: NodePorts) -> list[str]:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import random
 import socket
 
 import psutil
 
 LOOPBACK = "127.0.0.1"
+DRAWN = range(20_000, 30_000)
+"""Below what Linux gives to outgoing connections (32768 on), and between Ray's workers (10002-19999) and Serve's replicas
+(30000 on). A port from above may be gone when a store comes back to it: even a client that calls the dead store can get
+it, by connecting to itself."""
+
+_DRAW = random.SystemRandom()
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
 
@@ -31,13 +39,10 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """That many different loopback ports free at this moment; held together while choosing, so none repeats."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return [probe.getsockname()[1] for probe in probes]
+def free_ports(count: int, *, draw: random.Random = _DRAW) -> list[int]:
+    """That many different loopback ports free at this moment, none of which the system hands out by itself."""
+    free = (port for port in draw.sample(DRAWN, len(DRAWN)) if is_free(port))
+    return list(itertools.islice(free, count))
 
 
 def holder(port: int) -> str | None:

@@ -83,11 +83,12 @@ class ServeApi:
                 raise OSError(f"{self._url} answers {response.status}")
             return applications(await response.json())
 
-    async def deploy(self, config: Mapping[str, Any], *, timeout_s: float = 60.0) -> None:
+    async def deploy(self, config: Mapping[str, Any], *, timeout_s: float = 120.0) -> None:
         """Make Serve's goal the given configuration; returns before the goal is reached.
 
         Raises:
             StartupError: Serve refuses the configuration.
+            OSError: the dashboard is not there, or it took longer (TimeoutError is one).
         """
         async with _answer("PUT", self._url, timeout_s, json=config) as response:
             if response.status != 200:  # noqa: PLR2004

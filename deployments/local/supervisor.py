@@ -21,16 +21,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import aiohttp
-
 from deployments.core.errors import StartupError
-from deployments.local import preflight, processes, stores
+from deployments.local import preflight, processes, rollout, stores
 from deployments.local.environment import RUN_VARIABLE, node_environment
 from deployments.local.instance import State, StateFile, StateKeeper, held, without_password
 from deployments.local.node import DASHBOARD, NodePorts, RayNode, forget_cluster, ray_logs
 from deployments.local.ports import free_ports
 from deployments.local.processes import Identity
-from deployments.local.serve_api import Application, ServeApi
+from deployments.local.serve_api import ServeApi
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Mapping
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     from deployments.local.plan import Plan
     from deployments.local.progress import Progress
 
-DEPLOY_S = 600.0
-"""A graph that is not healthy by then never will be; a big encoder on a slow disk takes minutes."""
 SERVE_STOP_S = 8.0
 RAY_STOP_S = 4.0
 LEFT_STOP_S = 1.0
@@ -138,8 +134,9 @@ class Supervisor:
         self._stop_asked = asyncio.Event()
         self._hurry = asyncio.Event()
         self._logs = state_file.folder
-        self._stores = self._build_stores()
-        self._node = self._build_node()
+        store_ports, node_ports = _ports(len(plan.stores))
+        self._stores = self._build_stores(store_ports)
+        self._node = self._build_node(node_ports)
         self._keeper = StateKeeper(state_file, self._first_state())
 
     async def run(self) -> None:
@@ -172,8 +169,9 @@ class Supervisor:
                 watches.create_task(store.watch())
             await self._start_node()
             watches.create_task(self._end_with_node())
-            await self._deploy()
-            await self._first_answer()
+            self._deployed = True
+            await rollout.deploy(self._api, self._plan.config, self._progress)
+            await rollout.first_answer(self._plan.address, self._progress)
             self._announce()
             await asyncio.Event().wait()
 
@@ -188,49 +186,6 @@ class Supervisor:
             await asyncio.wait({ready}, timeout=POLL_S)
         ready.result()
         self._progress.done(f"Ray is up at {self._node.gcs}, dashboard {DASHBOARD}")
-
-    async def _deploy(self) -> None:
-        self._progress.waiting("deploying the graph")
-        self._deployed = True
-        await self._api.deploy(self._plan.config)
-        deadline = time.monotonic() + DEPLOY_S
-        told: dict[str, str] = {}
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                applications = await self._api.applications()
-                self._tell(applications, told)
-                if applications and all(application.healthy for application in applications):
-                    return
-            await asyncio.sleep(POLL_S)
-        raise StartupError(f"the graph is not healthy after {DEPLOY_S:.0f} s; {self._where_to_look}")
-
-    def _tell(self, applications: tuple[Application, ...], told: dict[str, str]) -> None:
-        for application in applications:
-            if application.failure:
-                raise StartupError(
-                    f"the application {application.name} does not start: {application.failure} ({self._where_to_look})"
-                )
-            for deployment in application.deployments:
-                if told.get(deployment.name) != deployment.status:
-                    told[deployment.name] = deployment.status
-                    self._progress.done(f"{deployment.name} is {deployment.status}")
-            waiting = [deployment.name for deployment in application.deployments if not deployment.healthy]
-            self._progress.waiting(f"waiting for {', '.join(waiting) or application.name}")
-
-    async def _first_answer(self) -> None:
-        """Wait until a request comes through the proxy: HAProxy takes a replica up a moment after Serve does."""
-        deadline = time.monotonic() + 30
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            while time.monotonic() < deadline:
-                self._progress.waiting("waiting for the first answer")
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with session.get(f"{self._plan.address}/health/live") as response:
-                        if response.ok:
-                            return
-                await asyncio.sleep(POLL_S / 2)
-        raise StartupError(
-            f"the graph is healthy but {self._plan.address}/health/live does not answer; {self._where_to_look}"
-        )
 
     def _announce(self) -> None:
         self._keeper.update(phase="ready")
@@ -280,9 +235,12 @@ class Supervisor:
         await self._unless_hurried("stopping Ray", self._node.stop(grace_s=RAY_STOP_S))
         await self._end_leftovers()
         await asyncio.gather(*(store.stop(grace_s=STORE_STOP_S) for store in self._stores))
-        forget_cluster(self._node.gcs)
-        self._keeper.file.remove(self._run)
         self._progress.rest()
+        resisting = processes.belonging(self._run, self._keeper.state.sessions)
+        if resisting:  # the state file stays, for `intents down`
+            self._progress.done(f"{len(resisting)} processes do not end; try `intents down`")
+            return
+        clear(self._keeper.state, self._keeper.file)
         self._progress.done(f"stopped in {time.monotonic() - begun:.1f} s; nothing is left running")
 
     async def _shut_serve_down(self) -> None:
@@ -307,7 +265,7 @@ class Supervisor:
             left = processes.belonging(self._run, state.sessions, besides=own_stores)
             await asyncio.to_thread(processes.end, left, grace_s=grace_s)
 
-    def _build_stores(self) -> list[stores.Store]:
+    def _build_stores(self, ports: list[int]) -> list[stores.Store]:
         environment = dict(self._base) | {RUN_VARIABLE: self._run}
         data = {"predictions": self._scratch / "predictions", "feedback": self._plan.options.data_dir / "feedback"}
         specs = [
@@ -318,12 +276,11 @@ class Supervisor:
                 data=data[name],
                 log=self._logs / f"{name}.log",
             )
-            for name, port in zip(self._plan.stores, free_ports(len(self._plan.stores)), strict=True)
+            for name, port in zip(self._plan.stores, ports, strict=True)
         ]
         return [stores.Store(spec, environment=environment, say=self._progress.done) for spec in specs]
 
-    def _build_node(self) -> RayNode:
-        ports = NodePorts.free()
+    def _build_node(self, ports: NodePorts) -> RayNode:
         environment = node_environment(
             self._base,
             run=self._run,
@@ -353,9 +310,11 @@ class Supervisor:
             log=str(self._logs / "up.log"),
         )
 
-    @property
-    def _where_to_look(self) -> str:
-        return f"logs: {ray_logs() / 'serve'}"
+
+def _ports(stores_count: int) -> tuple[list[int], NodePorts]:
+    """Ports for so many stores and for the node, drawn together so that none is drawn twice."""
+    drawn = free_ports(stores_count + NodePorts.COUNT)
+    return drawn[:stores_count], NodePorts(*drawn[stores_count:])
 
 
 def _ending_signals() -> tuple[signal.Signals, ...]:

@@ -44,6 +44,11 @@ def test_settings_pass_through_and_started_stores_replace_their_urls():
     assert found[RUN_VARIABLE] == "r1"
 
 
+def test_a_relative_artifact_is_found_from_the_replicas():
+    """They need not run in the folder the command was given in."""
+    assert environment({"MODEL_ARTIFACT": "mine"})["MODEL_ARTIFACT"] == str(Path.cwd() / "mine")
+
+
 def test_another_clusters_address_does_not_reach_the_replicas():
     """`RAY_ADDRESS` would send them elsewhere."""
     assert "RAY_ADDRESS" not in environment({"RAY_ADDRESS": "10.0.0.1:6379"})

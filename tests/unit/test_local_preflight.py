@@ -2,6 +2,7 @@
 
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -149,6 +150,13 @@ def test_free_ports_are_different_and_free():
 
     assert len(set(found)) == 5
     assert all(ports.is_free(port) for port in found)
+
+
+def test_no_drawn_port_is_one_the_system_gives_to_connections():
+    """Those are taken by anybody at any moment, also between a store's death and its return."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+
+    assert not set(ports.free_ports(20)) & set(range(first, last + 1))
 
 
 def test_free_memory_is_less_than_all_of_it():

@@ -21,13 +21,10 @@ cache_ttl
   Input should be greater than 0"""
 
 
-def details(status: str = "RUNNING", message: str = "", **deployment) -> dict:
+def details(change: dict | None = None) -> dict:
     model = {"status": "HEALTHY", "message": "", "target_num_replicas": 2, "replicas": [{"state": "RUNNING"}] * 2}
-    return {
-        "applications": {
-            "intents": {"status": status, "message": message, "deployments": {"Model": model | deployment}}
-        }
-    }
+    application = {"status": "RUNNING", "message": "", "deployments": {"Model": model | (change or {})}}
+    return {"applications": {"intents": application}}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +49,7 @@ def test_a_very_long_cause_is_cut():
 def test_an_application_is_healthy_when_all_its_deployments_are():
     """RUNNING alone does not say so."""
     (fine,) = applications(details())
-    (updating,) = applications(details(status="UPDATING"))
+    (updating,) = applications(details({"status": "UPDATING"}))
 
     assert fine.healthy
     assert fine.deployments[0].replicas == {"RUNNING": 2}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from deployments.core.errors import StartupError
 from deployments.local import leash
 from deployments.local.ports import free_ports
 from deployments.local.processes import Identity
-from deployments.local.stores import Store, StoreSpec, answers, configuration, executable
+from deployments.local.stores import Store, StoreSpec, answers, configuration
 
 
 @pytest.fixture
@@ -125,14 +126,14 @@ def test_a_leashed_program_ends_with_its_parent():
     """Even when the parent was killed and could not say goodbye."""
     script = (
         "import os, subprocess, sys, time\n"
-        f"leashed = [sys.executable, {leash.__file__!r}, str(os.getpid()), {executable()!r}, '--port', '0']\n"
+        f"leashed = [sys.executable, {leash.__file__!r}, str(os.getpid()), {shutil.which('sleep')!r}, '60']\n"
         "print(subprocess.Popen(leashed, stdout=subprocess.DEVNULL).pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(parent.stdout.readline()))
     began = time.monotonic()
-    while child.name() != "valkey-server" and time.monotonic() - began < 5:
+    while child.name() != "sleep" and time.monotonic() - began < 5:
         time.sleep(0.01)  # until the leash is on and the program has taken over
 
     parent.kill()
