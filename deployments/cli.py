@@ -107,7 +107,7 @@ def _up(options: Options) -> None:
     from deployments.local.plan import plan
     from deployments.local.progress import Progress
 
-    asyncio.run(supervisor.up(plan(options), _state_file(), Progress()))
+    supervisor.up(plan(options), _state_file(), Progress())
 
 
 def _up_detached(options: Options) -> None:

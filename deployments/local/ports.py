@@ -12,7 +12,7 @@ import psutil
 
 LOOPBACK = "127.0.0.1"
 DRAWN = range(20_000, 30_000)
-"""Below what Linux gives to outgoing connections (32768 on), and between Ray's workers (10002-19999) and Serve's replicas
+"""Below what Linux gives to outgoing connections (32768 on), between Ray's workers (10002-19999) and Serve's replicas
 (30000 on). A port from above may be gone when a store comes back to it: even a client that calls the dead store can get
 it, by connecting to itself."""
 

@@ -50,9 +50,7 @@ EXAMPLE = (
 )
 
 
-async def up(
-    plan: Plan, state_file: StateFile, progress: Progress, environment: Mapping[str, str] = os.environ
-) -> None:
+def up(plan: Plan, state_file: StateFile, progress: Progress, environment: Mapping[str, str] = os.environ) -> None:
     """Run the plan in this process until a signal ends it.
 
     Raises:
@@ -68,7 +66,7 @@ async def up(
             remedy = "choose another with --data-dir"
             folders.enter_context(held(plan.options.data_dir, purpose="data folder", remedy=remedy))
         scratch = folders.enter_context(_scratch())
-        await Supervisor(plan, state_file, progress, scratch=scratch, environment=environment).run()
+        asyncio.run(Supervisor(plan, state_file, progress, scratch=scratch, environment=environment).run())
 
 
 def check(plan: Plan, state_file: StateFile) -> None:
@@ -205,14 +203,14 @@ class Supervisor:
         """Do the work until it fails or a signal comes."""
         task = asyncio.create_task(work)
         stopped = asyncio.create_task(self._stop_asked.wait())
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        for each in (task, stopped):
-            each.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            try:
-                await task
-            except* StartupError as group:
-                raise _first(group) from None
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also when we are cancelled: nothing may start while `_stop` runs
+            task.cancel()
+            stopped.cancel()
+            await asyncio.wait({task, stopped})
+        if not task.cancelled() and (error := task.exception()):
+            raise _first(error)
 
     async def _reap(self) -> None:
         while True:
@@ -323,9 +321,8 @@ def _ending_signals() -> tuple[signal.Signals, ...]:
     return (signal.SIGINT, signal.SIGTERM) if ignored else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def _first(group: BaseExceptionGroup[StartupError]) -> StartupError:
-    error: BaseException = group
+def _first(error: BaseException) -> BaseException:
+    """The first failure itself; a task group wraps it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, StartupError)
     return error
