@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,6 @@ def train(
     *,
     labels: Path | None = None,
     evaluation: Sequence[Path] = (),
-    seed: int = 0,
-    epochs: int = 3,
     recipe: Recipe | None = None,
     progress: bool = False,
 ) -> Artifact:
@@ -61,15 +59,13 @@ def train(
         out: A folder that does not exist, is empty, or holds an artifact to be replaced.
         labels: Label file with descriptions and techniques; without it the labels are those found in the data.
         evaluation: JSONL files to score the artifact on; their scores go into `model.yaml`.
-        seed: Decides the start of the weights and the order of the rows.
-        epochs: How many times as many rows as there are, are drawn.
-        recipe: Everything else; its seed and epochs are replaced by the arguments.
+        recipe: Every number that is not data; the defaults of `Recipe` when absent.
         progress: Show a progress bar with the time left.
 
     Raises:
         StartupError: A row is wrong (`file:line` and what to do), or `out` is in use by something else.
     """
-    chosen = replace(recipe or Recipe(), seed=seed, epochs=epochs)
+    chosen = recipe or Recipe()
     _check_out(out)
     rows, known = _read(data, labels)
     kept, held = hold_out(rows, chosen.held_out_share)

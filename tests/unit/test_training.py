@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-TINY = Recipe(max_tokens=16, batch_size=8, lora_rank=2, lora_alpha=4)
+TINY = Recipe(epochs=1, max_tokens=16, batch_size=8, lora_rank=2, lora_alpha=4)
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -52,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifac
     folder = tmp_path_factory.mktemp("training")
     data = greetings_and_sums(folder / "rows.jsonl")
     first, second = (
-        train([data], folder / name, evaluation=[data], seed=7, epochs=1, recipe=TINY) for name in ("first", "second")
+        train([data], folder / name, evaluation=[data], recipe=replace(TINY, seed=7)) for name in ("first", "second")
     )
     return first, second, data
 
@@ -82,14 +83,14 @@ def test_a_trained_artifact_is_served_and_scored(trained: tuple[Artifact, Artifa
 def test_an_interrupted_training_leaves_what_was_there(tmp_path: Path):
     """Ctrl-C while the rows are evaluated leaves the old artifact whole and no folder beside it."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
-    old = train([data], tmp_path / "model", epochs=1, recipe=TINY)
+    old = train([data], tmp_path / "model", recipe=TINY)
 
     def interrupt() -> Iterator[Path]:
         raise KeyboardInterrupt
         yield
 
     with pytest.raises(KeyboardInterrupt):
-        train([data], tmp_path / "model", epochs=1, seed=1, recipe=TINY, evaluation=interrupt())
+        train([data], tmp_path / "model", recipe=replace(TINY, seed=1), evaluation=interrupt())
 
     assert Artifact.load(tmp_path / "model").version == old.version
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rows.jsonl"]
