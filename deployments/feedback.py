@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 
 from deployments.core.connection import connect
-from deployments.core.errors import IntentGraphError, StoreRefused
+from deployments.core.errors import IntentGraphError
 from deployments.core.feedback_log import FeedbackLog, LogStats, Receipt, Submission
 from deployments.core.settings import Settings
 from deployments.runtime import configure_logging
@@ -27,20 +27,13 @@ class Feedback:
             connect(settings.feedback_url, timeout_s=settings.feedback_timeout_s),
             timeout_s=settings.feedback_timeout_s,
             retention_days=settings.feedback_retention_days,
+            unsafe=settings.unsafe_feedback,
         )
-        await self._check(unsafe=settings.unsafe_feedback)
-        self._trimming = asyncio.create_task(self._trim_for_ever())
-
-    async def _check(self, *, unsafe: bool) -> None:
-        """Refuse to start on a store that may lose what it acknowledged; one that is away is asked when it is back."""
         try:
-            await self._log.check_durability()
-        except StoreRefused as refusal:
-            if not unsafe:
-                raise
-            logger.warning("feedback may be lost: %s", refusal)
+            await self._log.require_durable()  # a store that is away is asked before its first acknowledgement
         except IntentGraphError as error:
             logger.warning("the feedback log is away: %s", error.detail)
+        self._trimming = asyncio.create_task(self._trim_for_ever())
 
     async def _trim_for_ever(self) -> None:
         while True:

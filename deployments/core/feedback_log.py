@@ -137,10 +137,13 @@ class FeedbackLog:
             itself: a retry within the client is safe, but is reported as a duplicate.
         timeout_s: bound of each round trip.
         retention_days: whole days a record is kept after the day it came.
+        unsafe: acknowledge records also on a store that may lose them.
     """
 
-    def __init__(self, client: Redis, *, timeout_s: float, retention_days: int = 30) -> None:
+    def __init__(self, client: Redis, *, timeout_s: float, retention_days: int = 30, unsafe: bool = False) -> None:
         self._client = client
+        self._unsafe = unsafe
+        self._known_durable = False
         self._timeout_s = timeout_s
         self._retention_days = retention_days
         self._append_source = _script("append_feedback.lua")
@@ -154,9 +157,28 @@ class FeedbackLog:
         unconfirmed, perhaps written: the same submission may be sent again and is counted once. `KeyConflict` (422):
         the key was used with another record. Never raises for the store's sake.
         """
+        try:
+            await self.require_durable()
+        except (StoreRefused, Unavailable) as error:
+            return [Unavailable(str(error)) for _ in submissions]
         calls = [_script_arguments(submission, self._retention_days) for submission in submissions]
         replies = iter(await self._run_script([call for call in calls if not isinstance(call, IntentGraphError)]))
         return [call if isinstance(call, IntentGraphError) else _outcome(next(replies)) for call in calls]
+
+    async def require_durable(self) -> None:
+        """Check the store before its first acknowledgement, and again when another server may have taken its place.
+
+        Raises `StoreRefused`, unless the log is told to be `unsafe`, and `Unavailable`.
+        """
+        if self._known_durable:
+            return
+        try:
+            await self.check_durability()
+        except StoreRefused as refusal:
+            if not self._unsafe:
+                raise
+            _logger.warning("feedback may be lost: %s", refusal)
+        self._known_durable = True
 
     async def _run_script(self, calls: Sequence[tuple[bytes, ...]]) -> Sequence[Any]:
         """Run the script once a call; a reply is what the script gave, or the exception in its place."""
@@ -166,10 +188,13 @@ class FeedbackLog:
             async with asyncio.timeout(self._timeout_s):
                 replies = await self._run_transaction(calls)
                 if any(isinstance(reply, NoScriptError) for reply in replies):  # the server is fresh: nothing ran
+                    self._known_durable = False
+                    await self.require_durable()
                     await self._client.script_load(self._append_source)
                     replies = await self._run_transaction(calls)
-        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+        except (RedisError, OSError, StoreRefused, Unavailable) as error:  # TimeoutError is an OSError
             replies = [error] * len(calls)
+            self._known_durable = False
         failures = [reply for reply in replies if isinstance(reply, Exception)]
         if failures:
             _logger.warning("%d of %d records not confirmed, first: %r", len(failures), len(calls), str(failures[0]))

@@ -393,3 +393,48 @@ async def test_a_store_that_hides_its_settings_is_checked_as_far_as_it_shows(
     [warning] = caplog.messages
     assert "`appendfsync always`" in warning
     assert "`appendonly" not in warning
+
+
+async def test_a_store_that_was_away_at_start_is_checked_before_its_first_acknowledgement(
+    valkey_server: StartValkey,
+) -> None:
+    server = valkey_server("--appendonly", "no")
+    server.kill()
+    async with aclosing(connect(server.url, timeout_s=2)) as client:
+        log = FeedbackLog(client, timeout_s=2)
+        with pytest.raises(Unavailable):
+            await log.require_durable()
+        await asyncio.to_thread(server.start)
+        [refused] = await log.append([submission()])
+        total = (await log.stats()).total
+
+    server.kill()
+    assert isinstance(refused, Unavailable)
+    assert "`appendonly yes`" in refused.detail
+    assert total == 0
+
+
+async def test_a_store_replaced_by_one_that_loses_records_acknowledges_none(valkey_server: StartValkey) -> None:
+    durable = valkey_server()
+    async with aclosing(connect(durable.url, timeout_s=2)) as client:
+        log = FeedbackLog(client, timeout_s=2)
+        [first] = await log.append([submission()])
+        await client.config_set("appendfsync", "everysec")
+        await client.script_flush()
+        [second] = await log.append([submission()])
+
+    durable.kill()
+    assert isinstance(first, Receipt)
+    assert isinstance(second, Unavailable)
+
+
+async def test_an_unsafe_log_takes_any_store_and_says_so(
+    valkey_server: StartValkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = valkey_server("--appendonly", "no")
+    async with aclosing(connect(server.url, timeout_s=2)) as client:
+        [receipt] = await FeedbackLog(client, timeout_s=2, unsafe=True).append([submission()])
+
+    server.kill()
+    assert isinstance(receipt, Receipt)
+    assert "feedback may be lost" in caplog.text
