@@ -4,10 +4,11 @@
         answer = await client.classify("Write a haiku about autumn")
 
 Both give plain dicts, and raise the same builtin exceptions as the graph's own methods: `ValueError`, `TimeoutError`,
-`RuntimeError` with the error's slug first.
+`RuntimeError` with the error's slug first; `HttpClient` also `ConnectionError`.
 """
 
 import asyncio
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -48,14 +49,14 @@ class HttpClient:
         attempts: how often a request is sent at most.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 15.0, attempts: int = 3) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 45.0, attempts: int = 3) -> None:
         self._url = url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._attempts = attempts
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=self._timeout)
+        self._session = aiohttp.ClientSession(timeout=self._timeout, headers={"Content-Type": "application/json"})
         return self
 
     async def __aexit__(
@@ -86,7 +87,12 @@ class HttpClient:
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         for attempt in range(1, self._attempts + 1):
-            status, answer, retry_after_s = await self._send(method, path, body, headers)
+            try:
+                status, answer, retry_after_s = await self._send(method, path, body, headers)
+            except aiohttp.ClientConnectionError as error:
+                if isinstance(error, TimeoutError):
+                    raise
+                raise ConnectionError(f"{self._url} cannot be reached: {error}") from error
             if status not in RETRIED_STATUSES or attempt == self._attempts:
                 break
             await asyncio.sleep(min(retry_after_s, MAX_RETRY_AFTER_S))
@@ -99,7 +105,9 @@ class HttpClient:
     ) -> tuple[int, dict[str, Any], float]:
         if self._session is None:
             raise RuntimeError("use the client in `async with HttpClient(url) as client:`")
-        async with self._session.request(method, f"{self._url}{API}{path}", json=body, headers=headers) as response:
+        # UTF-8 as it is: escaped, a text beyond ASCII takes twice the bytes of the body's limit.
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        async with self._session.request(method, f"{self._url}{API}{path}", data=data, headers=headers) as response:
             # HAProxy's own errors are not JSON: its text then stands for the detail.
             is_json = response.content_type.endswith("json")
             answer = await response.json(content_type=None) if is_json else {"detail": await response.text()}

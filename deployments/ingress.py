@@ -4,6 +4,7 @@ What a request goes through is `core.service`; what HTTP makes of it is `http.ap
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,13 +18,15 @@ from deployments.core.classification import to_json
 from deployments.core.connection import connect
 from deployments.core.contract import BatchRequest, ClassifyRequest, FeedbackRecord
 from deployments.core.corrections import Follower
-from deployments.core.errors import BadRequest, DeadlineExceeded, IntentGraphError, InvalidInput
+from deployments.core.errors import BadRequest, DeadlineExceeded, IntentGraphError, Internal, InvalidInput
 from deployments.core.parsing import parse
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
 from deployments.http.app import build_app
 from deployments.parts import HandleParts
 from deployments.runtime import RayMetrics, configure_logging
+
+logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -117,3 +120,6 @@ def builtin_errors() -> Iterator[None]:
         raise TimeoutError(error.handle_message) from None
     except IntentGraphError as error:
         raise RuntimeError(error.handle_message) from None
+    except Exception:
+        logger.exception("a handle call failed")
+        raise RuntimeError(Internal("the service failed; its log has the cause").handle_message) from None

@@ -1,6 +1,7 @@
 """The rest of the graph as an ingress replica sees it: handles, called in groups and bounded in time."""
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal
@@ -21,11 +22,16 @@ LOOKUP_CALLS_IN_FLIGHT = 2
 """One on its way and one forming: more would carry less each, and a call costs the same whatever it carries."""
 MAX_UNKEPT = 10_000
 """Fresh predictions that may wait to be kept; beyond it they are dropped, and computed again when asked for."""
+RECORD_OVERHEAD_BYTES = 2048
+"""What a feedback record has beside its text, at most: labels, user, keys."""
 PROBE_TIMEOUT_S = 1.0
 
 logger = logging.getLogger(__name__)
 
-_Question = tuple[str, float]  # a text, and the seconds its caller will wait
+MAX_WAITING = 100_000
+"""Look-ups and records that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
+
+_Question = tuple[str, float]  # a text, and when its caller leaves, by the event loop's clock
 
 
 class HandleParts:
@@ -48,19 +54,26 @@ class HandleParts:
         self._model = model
         self._feedback = feedback
         self._lookups: Coalescer[str, Prediction | None] = Coalescer(
-            self._get_many, max_items=settings.cache_max_group, max_in_flight=LOOKUP_CALLS_IN_FLIGHT
+            self._get_many,
+            max_items=settings.cache_max_group,
+            max_waiting=MAX_WAITING,
+            max_in_flight=LOOKUP_CALLS_IN_FLIGHT,
         )
         self._writes: Coalescer[tuple[str, Prediction], None] = Coalescer(
-            self._put_many, max_items=settings.cache_max_group
+            self._put_many, max_items=settings.cache_max_group, max_waiting=MAX_UNKEPT
         )
         self._questions: Coalescer[_Question, Prediction | IntentGraphError] = Coalescer(
             self._predict,
             max_items=settings.max_batch_size,
-            max_in_flight=settings.max_inflight_calls,
-            size=lambda question: 4 * len(question[0]),  # UTF-8 takes at most 4 bytes a code point
+            max_waiting=settings.max_waiting_texts,
+            max_in_flight=settings.max_model_calls,
+            size_bytes=lambda question: _utf8_bytes(question[0]),
         )
         self._submissions: Coalescer[Submission, Receipt | IntentGraphError] = Coalescer(
-            self._append_many, max_items=settings.feedback_max_group, size=lambda _: 32 * 1024
+            self._append_many,
+            max_items=settings.feedback_max_group,
+            max_waiting=MAX_WAITING,
+            size_bytes=lambda submission: RECORD_OVERHEAD_BYTES + _utf8_bytes(str(submission.record["text"])),
         )
         self._unkept = 0
         self._keeping: set[asyncio.Task[None]] = set()
@@ -86,7 +99,8 @@ class HandleParts:
             self._metrics.record(metrics.CACHE_ERRORS, operation="put")
             return
         self._unkept += len(predictions)
-        task = asyncio.create_task(self._keep(list(predictions.items())))
+        # In nobody's context: the request ends before it, and Serve cancels what an ended request left.
+        task = asyncio.create_task(self._keep(list(predictions.items())), context=contextvars.Context())
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
 
@@ -105,11 +119,12 @@ class HandleParts:
 
     async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
         """The model's outcome for each text, in order."""
-        return await self._questions.submit([(text, timeout_s) for text in texts])
+        leaves_s = asyncio.get_running_loop().time() + timeout_s
+        return await self._questions.submit([(text, leaves_s) for text in texts])
 
     async def _predict(self, questions: list[_Question]) -> Sequence[Prediction | IntentGraphError]:
         texts = [text for text, _ in questions]
-        timeout_s = max(timeout_s for _, timeout_s in questions)
+        timeout_s = max(leaves_s for _, leaves_s in questions) - asyncio.get_running_loop().time()
         return await ask(lambda: self._model.predict.remote(texts, timeout_s), "model", timeout_s)
 
     def correction(self, text_key: str) -> Correction | None:
@@ -145,6 +160,10 @@ class HandleParts:
     async def metrics(self) -> bytes:
         """The whole cluster's metrics, summed over replicas."""
         return await scrape_nodes()
+
+
+def _utf8_bytes(text: str) -> int:
+    return 4 * len(text)  # at most
 
 
 def _overall(parts: Mapping[str, str]) -> Literal["ok", "degraded", "unavailable"]:

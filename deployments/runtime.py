@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import aiohttp
+import grpc
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from deployments.core.errors import IntentGraphError, Internal, Unavailable
@@ -88,12 +89,13 @@ async def _flush_logs(handlers: list[logging.Handler]) -> None:
 async def ask(call: Callable[[], Awaitable[R]], part: str, timeout_s: float) -> R:
     """Await a handle call of at most `timeout_s`; one that met a dying replica is made once more.
 
-    Only for calls that may run twice. Our own errors cross as they are; whatever else goes wrong on the way is `part`
-    being away.
+    Only for calls that may run twice. Our own errors cross as they are; whatever else goes wrong on the way is told in
+    their terms, because callers decide by them.
 
     Raises:
         IntentGraphError: as raised by the part.
         Unavailable: the part did not answer.
+        Internal: the part failed; the log has the stack.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -101,17 +103,30 @@ async def ask(call: Callable[[], Awaitable[R]], part: str, timeout_s: float) -> 
                 return await call()
             except RayActorError:
                 return await call()
+    except IntentGraphError:
+        raise
     except TimeoutError as error:
         raise Unavailable(f"the {part} did not answer within {timeout_s:g} s") from error
-    except RayTaskError as error:
-        raise _cause(error, part) from error
-    except (RayActorError, RayServeException) as error:
-        raise Unavailable(f"the {part} is away") from error
+    except asyncio.CancelledError as error:
+        if _is_this_task_cancelled():
+            raise
+        raise Unavailable(f"the {part} gave the call up") from error
+    except Exception as error:
+        raise _told(error, part) from error
 
 
-def _cause(error: RayTaskError, part: str) -> IntentGraphError:
-    if isinstance(error.cause, IntentGraphError):
-        return error.cause
+def _is_this_task_cancelled() -> bool:
+    """Whether it is this task that was cancelled, and not the call it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _told(error: Exception, part: str) -> IntentGraphError:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, IntentGraphError):
+        return cause
+    if isinstance(cause, RayError | RayServeException | grpc.RpcError):
+        return Unavailable(f"the {part} is away")
     logger.error("the %s failed", part, exc_info=error)
     return Internal(f"the {part} failed")
 
@@ -119,8 +134,11 @@ def _cause(error: RayTaskError, part: str) -> IntentGraphError:
 async def scrape_nodes() -> bytes:
     """The service's metrics summed over every replica on every node, as each node's metrics agent has them.
 
-    An agent that does not answer is left out and logged. What replicas count reaches their agent once every
+    What replicas count reaches their agent once every
     `metrics_report_interval_ms` of Ray (10 s unless set, 1 s under `intents up`).
+
+    Raises:
+        Unavailable: an agent did not answer (503). A sum without it would look like counters that were reset.
     """
     nodes = await asyncio.to_thread(ray.nodes)
     agents = [
@@ -133,8 +151,7 @@ async def scrape_nodes() -> bytes:
 
 async def _scrape(session: aiohttp.ClientSession, agent: str) -> str:
     try:
-        async with session.get(agent) as response:
+        async with session.get(agent, raise_for_status=True) as response:
             return await response.text()
     except (aiohttp.ClientError, TimeoutError) as error:
-        logger.warning("metrics agent %s did not answer: %s", agent, error)
-        return ""
+        raise Unavailable(f"the metrics agent {agent} did not answer") from error

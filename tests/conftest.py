@@ -11,6 +11,8 @@ from tests.service import Service
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`intents up` with two ingress replicas and stores of its own; the last test of all stops it."""
     running = Service(tmp_path_factory.mktemp("service"))
-    running.start()
-    yield running
-    running.close()
+    try:
+        running.start()
+        yield running
+    finally:
+        running.close()

@@ -7,14 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -94,9 +97,12 @@ class Service:
         self._up = None
 
     def close(self) -> None:
-        """Stop, if it runs."""
-        if self._up is not None and self._up.poll() is None:
-            self.interrupt()
+        """Stop, if it runs; also one that never came up or does not stop by itself."""
+        try:
+            if self._up is not None and self._up.poll() is None:
+                self.interrupt()
+        except (subprocess.TimeoutExpired, OSError, psutil.Error):
+            self.intents("down")
 
     def remember_processes(self) -> None:
         """Note every process that belongs to the service now."""
@@ -181,6 +187,33 @@ class Service:
 
         wait_for(came, timeout_s, lambda: f"never {cache_state}, last {answers[-1]}")
         return answers[-1]
+
+
+class Traffic:
+    """Classifies new texts in threads while its block runs; counts statuses, and connections that failed by name."""
+
+    def __init__(self, service: Service, *, threads: int = 1) -> None:
+        self._service = service
+        self._stop = threading.Event()
+        self.outcomes: Counter[int | str] = Counter()
+        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.outcomes[self._service.classify(f"Is it {uuid.uuid4()}?").status] += 1
+            except OSError as error:
+                self.outcomes[repr(error)] += 1
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
 
 
 def wait_for(condition: Any, timeout_s: float, message: Any, *, pause_s: float = 0.05) -> None:

@@ -30,6 +30,15 @@ def classify(
     return answer
 
 
+def fits(correction: Correction, artifact: Artifact) -> bool:
+    """Whether the artifact has the labels a correction speaks of; one from before a change of labels may not."""
+    return (
+        correction.intent in artifact.intent_names
+        and (correction.complexity is None or correction.complexity in artifact.complexity_levels)
+        and set(correction.techniques or ()) <= set(artifact.techniques)
+    )
+
+
 def _corrected(prediction: Prediction, correction: Correction, artifact: Artifact) -> dict[str, Any]:
     complexity = correction.complexity or prediction.complexity
     techniques = correction.techniques

@@ -1,16 +1,17 @@
 """Coalescing: what waits while a call is in flight travels together in the next one.
 
 A call to another process costs about the same for one item as for a hundred (1.5 ms for a Serve handle call), so
-under load the number of calls, not of items, decides the throughput. There is no timer:
-an item that finds a free place goes at once, and a group is whatever gathered while the places were taken.
+under load the number of calls, not of items, decides the throughput. There is no timer: an item that finds a free
+place goes at once, and a group is whatever gathered while the places were taken.
 """
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from deployments.core.errors import Unavailable
+from deployments.core.errors import Overloaded, Unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,8 +23,15 @@ class Coalescer(Generic[T, R]):
     """Turns many `submit` calls into few calls of `send`, each carrying a list.
 
     `send(items)` returns one result an item, in order; when it raises, every item of that group gets the exception.
-    A group has at most `max_items` items and, save for a single larger item, at most `max_size` of `size`. Cancelling a
-    `submit` takes its own items out and fails no other.
+    Cancelling a `submit` takes its own items out and fails no other; a call nobody waits for is cancelled.
+
+    Args:
+        send: Carries a group and brings its results.
+        max_items: Most items of a group.
+        max_waiting: Most items that wait for a call; beyond it `Overloaded`.
+        max_in_flight: Calls under way at once.
+        size_bytes: The size of an item; a group, save for a single larger item, has at most `max_bytes`.
+        max_bytes: Inter-replica gRPC takes 4 MiB a message, and answers must fit too.
     """
 
     def __init__(
@@ -31,15 +39,17 @@ class Coalescer(Generic[T, R]):
         send: Callable[[list[T]], Awaitable[Sequence[R]]],
         *,
         max_items: int,
+        max_waiting: int,
         max_in_flight: int = 1,
-        size: Callable[[T], int] = lambda _: 0,
-        max_size: int = 1024 * 1024,  # inter-replica gRPC takes 4 MiB a message; answers must fit too
+        size_bytes: Callable[[T], int] = lambda _: 0,
+        max_bytes: int = 1024 * 1024,
     ) -> None:
         self._send = send
         self._max_items = max_items
+        self._max_waiting = max_waiting
         self._max_in_flight = max_in_flight
-        self._size = size
-        self._max_size = max_size
+        self._size_bytes = size_bytes
+        self._max_bytes = max_bytes
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -47,8 +57,10 @@ class Coalescer(Generic[T, R]):
         """Send `items` with whatever else waits; results come in the order of `items`.
 
         Raises:
+            Overloaded: too many items wait already (429).
             Exception: what `send` raised for a group that carried one of the items.
         """
+        self._require_room(len(items))
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
         self._waiting.extend(zip(items, futures, strict=True))
@@ -59,21 +71,30 @@ class Coalescer(Generic[T, R]):
             for future in futures:
                 future.cancel()
 
+    def _require_room(self, items: int) -> None:
+        if self._waiting and len(self._waiting) + items > self._max_waiting:
+            raise Overloaded(
+                f"{len(self._waiting):,} wait already; the limit is {self._max_waiting:,}; come back later"
+            )
+
     def _dispatch(self) -> None:
         while self._waiting and len(self._calls) < self._max_in_flight:
             if group := self._next_group():
-                call = asyncio.create_task(self._deliver(group))
+                # Not in the context of whoever submits or ends a call: Serve cancels what a request's context started
+                # when its client leaves, and a group is many clients'.
+                call = asyncio.create_task(self._deliver(group), context=contextvars.Context())
                 self._calls.add(call)
                 call.add_done_callback(self._call_ended)
+                _cancel_when_nobody_waits(call, [future for _, future in group])
 
     def _next_group(self) -> list[_Waiting[T, R]]:
         group: list[_Waiting[T, R]] = []
-        size = 0
+        size_bytes = 0
         while self._waiting and len(group) < self._max_items:
             item, future = self._waiting[0]
             if not future.done():
-                size += self._size(item)
-                if group and size > self._max_size:
+                size_bytes += self._size_bytes(item)
+                if group and size_bytes > self._max_bytes:
                     break
                 group.append((item, future))
             self._waiting.popleft()
@@ -82,6 +103,8 @@ class Coalescer(Generic[T, R]):
     async def _deliver(self, group: list[_Waiting[T, R]]) -> None:
         try:
             results = await self._send([item for item, _ in group])
+            if len(results) != len(group):  # shifted, callers would get each other's answers
+                raise ValueError(f"{len(results)} results for {len(group)} items")  # noqa: TRY301 — told like any other
             for (_, future), result in zip(group, results, strict=True):
                 if not future.done():
                     future.set_result(result)
@@ -97,3 +120,16 @@ class Coalescer(Generic[T, R]):
     def _call_ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         self._dispatch()
+
+
+def _cancel_when_nobody_waits(call: asyncio.Task[None], futures: list[asyncio.Future[R]]) -> None:
+    waited_for = len(futures)
+
+    def left(_future: asyncio.Future[R]) -> None:
+        nonlocal waited_for
+        waited_for -= 1
+        if not waited_for:
+            call.cancel()  # of an answered call: nothing, it has ended
+
+    for future in futures:
+        future.add_done_callback(left)

@@ -58,7 +58,7 @@ class ClassifyRequest(_Request):
 class BatchRequest(_Request):
     """Several texts to classify; the answers come in their order."""
 
-    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_BATCH)]
+    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_BATCH, fail_fast=True)]
     user_id: UserId | None = None
 
 
@@ -70,7 +70,7 @@ class FeedbackRecord(_Request):
     correct_intent: Annotated[Label, Field(description="The intent that was meant.")]
     original_confidence: Annotated[Share, Field(description="The confidence the service answered.")]
     correct_complexity: Label | None = None
-    correct_techniques: Annotated[tuple[Label, ...], Field(max_length=MAX_TECHNIQUES)] | None = None
+    correct_techniques: Annotated[tuple[Label, ...], Field(max_length=MAX_TECHNIQUES, fail_fast=True)] | None = None
     user_id: UserId | None = None
     feedback_type: Literal["correction", "confirmation"] = "correction"
     timestamp: Annotated[datetime | None, Field(description="ISO 8601; when the person said so.")] = None

@@ -5,6 +5,7 @@ wants the service's truth under the service's names, whichever replica answers.
 """
 
 from collections.abc import Iterable, Iterator
+from operator import add
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric as Family
@@ -14,6 +15,8 @@ from prometheus_client.registry import Collector
 from deployments.core.metrics import ALL, Metric
 
 RAY_PREFIX = "ray_"
+
+_LARGEST = {metric.name for metric in ALL if metric.combine == "max"}
 
 _Totals = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -44,7 +47,8 @@ def _add(totals: _Totals, text: str) -> None:
         for sample in family.samples:
             name = sample.name.removeprefix(RAY_PREFIX)
             labels = tuple(sorted((k, v) for k, v in sample.labels.items() if k in labels_of.get(name, ())))
-            totals[name, labels] = totals.get((name, labels), 0.0) + sample.value
+            combine = max if name in _LARGEST else add
+            totals[name, labels] = combine(totals.get((name, labels), 0.0), sample.value)
 
 
 def _sample_names(metric: Metric) -> tuple[str, ...]:

@@ -16,13 +16,17 @@ SHARE_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric's name, kind and labels as Prometheus shows them; `buckets` are a histogram's upper bounds."""
+    """A metric's name, kind and labels as Prometheus shows them.
+
+    `buckets` are a histogram's upper bounds; `combine` says what replicas' values make together.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: Sequence[float] = ()
+    combine: Literal["sum", "max"] = "sum"
 
 
 class Metrics(Protocol):
@@ -101,7 +105,9 @@ DROPPED = Metric(
     "Texts that left the queue without an answer: rejected expired cancelled failed.",
     ("reason",),
 )
-CORRECTIONS_HELD = Metric("intent_corrections_held", "gauge", "Corrections in the overlay of a replica.")
+CORRECTIONS_HELD = Metric(
+    "intent_corrections_held", "gauge", "Corrections in memory, of the replica that has most.", combine="max"
+)
 LOG_LAG = Metric(
     "intent_feedback_lag_seconds",
     "histogram",
@@ -109,7 +115,9 @@ LOG_LAG = Metric(
     (),
     LATENCY_BUCKETS_S,
 )
-MODEL_INFO = Metric("intent_model_info", "gauge", "1 for each model version that replicas serve.", ("model_version",))
+MODEL_INFO = Metric(
+    "intent_model_info", "gauge", "1 for each model version that replicas serve.", ("model_version",), combine="max"
+)
 
 ALL = (
     REQUESTS,

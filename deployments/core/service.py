@@ -11,12 +11,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from deployments.core import metrics
 from deployments.core.artifact import Artifact
-from deployments.core.classification import classify
+from deployments.core.classification import classify, fits
 from deployments.core.contract import (
     CorrectedPair,
     FeedbackRecord,
@@ -26,7 +26,14 @@ from deployments.core.contract import (
     TypesResponse,
 )
 from deployments.core.corrections import Correction
-from deployments.core.errors import DeadlineExceeded, IntentGraphError, Overloaded, Unavailable
+from deployments.core.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    IntentGraphError,
+    InvalidInput,
+    Overloaded,
+    Unavailable,
+)
 from deployments.core.feedback_log import LogStats, Receipt, Submission
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
@@ -147,7 +154,7 @@ class IntentService:
     async def _classify(self, texts: Sequence[str], policy: CachePolicy, *, scores: bool, limit_s: float) -> Answers:
         stages = Stages(self._clock)
         reads = policy.read and self._settings.enable_caching
-        corrections = [self._parts.correction(correction_key(text)) if reads else None for text in texts]
+        corrections = [self._correction(text) if reads else None for text in texts]
         keys = [prediction_key(text, self._artifact.normalisation, self._artifact.version) for text in texts]
         kept: dict[str, Prediction] = {}
         if reads:
@@ -157,8 +164,8 @@ class IntentService:
         if missing := {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}:
             with stages.measure("model"):
                 fresh = await self._predict(missing, limit_s)
-        if fresh and policy.write and self._settings.enable_caching:
-            self._parts.keep(fresh)
+        if policy.write and self._settings.enable_caching:
+            self._keep(fresh)
         predictions = kept | fresh
         return Answers(
             [
@@ -168,6 +175,17 @@ class IntentService:
             [_cache_state(reads, key in kept, correction) for key, correction in zip(keys, corrections, strict=True)],
             stages,
         )
+
+    def _correction(self, text: str) -> Correction | None:
+        """The correction in force, unless it speaks of labels that the model in service does not have."""
+        correction = self._parts.correction(correction_key(text))
+        return correction if correction and fits(correction, self._artifact) else None
+
+    def _keep(self, fresh: Mapping[str, Prediction]) -> None:
+        # While an update rolls out, a model replica of the other version may answer: not under this version's key.
+        version = self._artifact.version
+        if own := {key: prediction for key, prediction in fresh.items() if prediction.model_version == version}:
+            self._parts.keep(own)
 
     async def _look_up(self, keys: Sequence[str]) -> dict[str, Prediction]:
         unique = list(dict.fromkeys(keys))
@@ -203,12 +221,13 @@ class IntentService:
         """
         try:
             record.check_labels(self._artifact)
-            receipt = await self._append(record, idempotency_key)
+            async with _deadline(self._settings.request_timeout_s):
+                receipt = await self._append(record, idempotency_key)
         except Exception as error:
             self.refuse_feedback(record.feedback_type, error)
             raise
         self._count_feedback(record, receipt)
-        return _receipt_response(receipt, record.feedback_type)
+        return self._receipt_response(receipt, record.feedback_type)
 
     async def _append(self, record: FeedbackRecord, idempotency_key: str | None) -> Receipt:
         submission = Submission(
@@ -220,11 +239,12 @@ class IntentService:
         receipt = await self._parts.append(submission)
         if isinstance(receipt, IntentGraphError):
             raise receipt
-        return receipt
+        # Under a key drawn here, a duplicate is this very submission, sent again when a replica died.
+        return receipt if idempotency_key else replace(receipt, duplicate=False)
 
     def refuse_feedback(self, feedback_type: str, error: Exception) -> None:
         """Count a feedback record that was not taken."""
-        status = "rejected" if isinstance(error, IntentGraphError) and not error.retryable else "unavailable"
+        status = "rejected" if isinstance(error, InvalidInput | BadRequest) else "unavailable"
         self._metrics.record(metrics.FEEDBACK_SUBMISSIONS, feedback_type=feedback_type, status=status)
 
     def _count_feedback(self, record: FeedbackRecord, receipt: Receipt) -> None:
@@ -237,13 +257,33 @@ class IntentService:
                 correct_intent=record.correct_intent,
             )
 
+    def _receipt_response(self, receipt: Receipt, feedback_type: str) -> FeedbackResponse:
+        served = receipt.applied and self._settings.enable_caching
+        if receipt.duplicate:
+            message = "This record was written before; nothing was counted again."
+        elif feedback_type == "confirmation":
+            message = "Recorded."
+        elif served:
+            message = "Recorded. The correction is served from now on."
+        elif receipt.applied:
+            message = "Recorded. The correction is not served while caching is off."
+        else:
+            message = "Recorded. The correction is not served, because anybody may call this service."
+        return FeedbackResponse(
+            feedback_id=receipt.feedback_id,
+            status="duplicate" if receipt.duplicate else "recorded",
+            cache_updated=served,
+            message=message,
+        )
+
     async def feedback_stats(self) -> StatsResponse:
         """Counts over the retained log.
 
         Raises:
             Unavailable: the log's store is away (503).
         """
-        stats = await self._parts.stats()
+        async with _deadline(self._settings.request_timeout_s):
+            stats = await self._parts.stats()
         return StatsResponse(
             total=stats.total,
             feedback_types=FeedbackTypes(corrections=stats.corrections, confirmations=stats.confirmations),
@@ -292,20 +332,3 @@ def _request_status(error: Exception) -> str:
             return "unavailable"
         case _:
             return "error"
-
-
-def _receipt_response(receipt: Receipt, feedback_type: str) -> FeedbackResponse:
-    if receipt.duplicate:
-        message = "This record was written before; nothing was counted again."
-    elif receipt.applied:
-        message = "Recorded. The correction is served from now on."
-    elif feedback_type == "correction":
-        message = "Recorded. The correction is not served, because anybody may call this service."
-    else:
-        message = "Recorded."
-    return FeedbackResponse(
-        feedback_id=receipt.feedback_id,
-        status="duplicate" if receipt.duplicate else "recorded",
-        cache_updated=receipt.applied,
-        message=message,
-    )

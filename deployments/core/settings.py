@@ -68,7 +68,15 @@ class Settings(BaseSettings):
     )
     max_batch_tokens: int = Field(4096, ge=16, description="Padded tokens (longest × count) of one forward pass.")
     max_batch_size: int = Field(64, ge=1, description="Texts of one forward pass.")
-    max_queue_tokens: int = Field(200_000, ge=1, description="Tokens that may wait for a batch; beyond it 429.")
+    max_queue_tokens: int = Field(
+        65_536,
+        ge=1,
+        description="Tokens that may wait for a batch; beyond it 429. One slow core serves 4,000 a second.",
+    )
+    max_waiting_texts: int = Field(
+        256, ge=1, description="Texts that may wait at an ingress replica for a call to the model; beyond it 429."
+    )
+    max_model_calls: int = Field(4, ge=1, description="Calls to the model an ingress replica keeps in flight.")
 
     # Feedback
     feedback_timeout_s: float = Field(5.0, gt=0, description="Time budget of one write to the log; beyond it 503.")
@@ -82,10 +90,7 @@ class Settings(BaseSettings):
 
     # Requests
     request_timeout_s: float = Field(
-        10.0, gt=0, description="Time a request may take; `X-Request-Timeout-Seconds` may shorten it."
-    )
-    max_inflight_calls: int = Field(
-        4, ge=1, description="Handle calls an ingress replica keeps in flight to each deployment."
+        30.0, gt=0, description="Time a request may take; `X-Request-Timeout-Seconds` may shorten it."
     )
     max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="Largest body taken; beyond it 413.")
 

@@ -8,8 +8,12 @@ case.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from string import ascii_lowercase, ascii_uppercase
+
+MAX_MARK_RUN = 30
+"""No language has more combining marks in a row (Unicode Standard Annex 15, section 13)."""
 
 _ASCII_BLANKS = re.compile(r"[ \t\n\r]+")
 _ASCII_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
@@ -52,7 +56,18 @@ def prediction_key(text: str, steps: Sequence[str], model_version: str) -> str:
 
 def correction_key(text: str) -> str:
     """A correction's key: SHA-256, in hex, of the text in NFC with runs of white space made one blank, case kept."""
-    return _sha256(" ".join(unicodedata.normalize("NFC", text).split()))
+    return _sha256(" ".join(_composed(text).split()))
+
+
+def _composed(text: str) -> str:
+    """The text in NFC; one with endless runs of combining marks as it is, since sorting a run takes quadratic time."""
+    if text.isascii() or max(_mark_runs(text), default=0) > MAX_MARK_RUN:
+        return text
+    return unicodedata.normalize("NFC", text)
+
+
+def _mark_runs(text: str) -> Iterator[int]:
+    return (sum(1 for _ in run) for is_mark, run in groupby(map(unicodedata.combining, text), bool) if is_mark)
 
 
 def _sha256(text: str) -> str:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from deployments.core import contract
 from deployments.core.classification import to_json
-from deployments.core.errors import InvalidInput, MethodNotAllowed, NotFound, TooLarge
+from deployments.core.errors import IntentGraphError, InvalidInput, MethodNotAllowed, NotFound, TooLarge
 from deployments.core.parsing import parse
 from deployments.core.service import Answers, CachePolicy, IntentService
 from deployments.core.settings import Settings
@@ -50,7 +50,7 @@ class Call:
     handler: str
     gives: type[BaseModel] | None = None
     takes: type[BaseModel] | None = None
-    status: int = 200
+    answers: tuple[int, ...] = (200,)
     refuses: tuple[int, ...] = ()
     headers: tuple[str, ...] = ()
     query: tuple[str, ...] = ()
@@ -60,18 +60,19 @@ _REFUSES = (400, 413, 422, 429, 500, 503)
 _HEADERS = ("Cache-Control", "X-Request-Timeout-Seconds")
 CALLS = (
     Call("POST", f"{API}/classify", "Classify one text", "classify",
-         contract.Classification, contract.ClassifyRequest, 200, _REFUSES, _HEADERS, ("scores",)),
+         contract.Classification, contract.ClassifyRequest, (200,), _REFUSES, _HEADERS, ("scores",)),
     Call("POST", f"{API}/classify/batch", "Classify up to 100 texts, in order", "classify_batch",
-         contract.BatchResponse, contract.BatchRequest, 200, _REFUSES, _HEADERS, ("scores",)),
+         contract.BatchResponse, contract.BatchRequest, (200,), _REFUSES, _HEADERS, ("scores",)),
     Call("GET", f"{API}/types", "List intents, complexity levels and techniques", "types", contract.TypesResponse),
     Call("POST", f"{API}/feedback", "Correct or confirm an answer", "feedback",
-         contract.FeedbackResponse, contract.FeedbackRecord, 201, (400, 413, 422, 500, 503), ("Idempotency-Key",)),
+         contract.FeedbackResponse, contract.FeedbackRecord, (201, 200), (400, 413, 422, 500, 503),
+         ("Idempotency-Key",)),
     Call("GET", f"{API}/feedback/stats", "Count the feedback in the log", "feedback_stats",
          contract.StatsResponse, refuses=(500, 503)),
     Call("GET", "/health/live", "Whether this process answers", "live", contract.HealthResponse),
     Call("GET", "/health/ready", "Whether the service can classify", "ready", contract.HealthResponse, refuses=(503,)),
     Call("GET", "/health", "The same with details", "health", contract.HealthResponse, refuses=(503,)),
-    Call("GET", "/metrics", "Metrics of the whole cluster", "metrics"),
+    Call("GET", "/metrics", "Metrics of the whole cluster", "metrics", refuses=(503,)),
     Call("GET", "/openapi.json", "This interface as OpenAPI 3.1", "openapi"),
 )  # fmt: skip
 
@@ -122,7 +123,7 @@ class Handlers:
     async def _classification_request(self, model: type[M], request: Request) -> M:
         try:
             return parse(model, await _read_body(request, self._settings.max_body_bytes))
-        except Exception:
+        except IntentGraphError:
             self._service.refuse()
             raise
 
@@ -150,7 +151,7 @@ class Handlers:
         try:
             key = _idempotency_key(request)
             record = parse(contract.FeedbackRecord, await _read_body(request, self._settings.max_body_bytes))
-        except Exception as error:
+        except IntentGraphError as error:
             self._service.refuse_feedback("unknown", error)
             raise
         receipt = await self._service.submit_feedback(record, key)

@@ -59,7 +59,7 @@ def _operation(call: "Call") -> dict[str, Any]:
         "summary": call.summary,
         "parameters": [_parameter(name, "header") for name in call.headers]
         + [_parameter(name, "query") for name in call.query],
-        "responses": {str(call.status): _response(call.summary, call.gives)}
+        "responses": {str(status): _response(call.summary, call.gives) for status in call.answers}
         | {str(status): _refusal(status, call) for status in call.refuses},
     }
     if call.takes:

@@ -3,14 +3,13 @@
 Texts are people's own words: the line carries their number and lengths, never the texts, unless a setting says so.
 """
 
-import asyncio
 import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from deployments.http.problems import problem
@@ -49,8 +48,8 @@ class RequestLog:
     async def _respond(self, handler: Handler, request: Request, *context: Exception) -> Response:
         try:
             return await handler(request, *context)
-        except asyncio.CancelledError:
-            raise
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it
         except Exception as error:
             response = problem(error)
             if response.status_code == 500:  # noqa: PLR2004

@@ -134,12 +134,19 @@ def _gcs_address(command: list[str]) -> str:
 def free_memory() -> int:
     """Bytes a new program can have: of the machine, or of the container where that is less."""
     free = psutil.virtual_memory().available
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit, used, statistics, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
     ):
         try:
-            free = min(free, int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text()))
+            used_bytes = int((_CGROUP / used).read_text()) - _statistic(_CGROUP / statistics, cache)
+            free = min(free, int((_CGROUP / limit).read_text()) - used_bytes)
         except (OSError, ValueError):
             continue
     return free
+
+
+def _statistic(path: Path, name: str) -> int:
+    """A line of a cgroup's statistics. The file cache counts as used, but is given up when memory is needed."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return next((int(value) for key, value in lines if key == name), 0)

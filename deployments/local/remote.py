@@ -27,7 +27,7 @@ async def classify(address: str, texts: Sequence[str]) -> list[dict[str, Any]]:
             return [answer for batch in _batches(texts) for answer in await client.classify_batch(batch)]
     except aiohttp.InvalidURL:
         raise StartupError(f"{address} is not an address; --url takes one such as http://127.0.0.1:8000") from None
-    except aiohttp.ClientConnectorError:
+    except ConnectionError:
         remedy = "start the service with `intents up`, or name it with --url"
         raise StartupError(f"nothing answers at {address}; {remedy}") from None
     except TimeoutError:

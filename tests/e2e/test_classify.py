@@ -67,18 +67,18 @@ def test_a_batch_answers_in_order_with_one_cache_state_a_text(service: Service):
 def test_a_batch_of_100_texts_of_5000_cjk_characters_is_served(service: Service):
     """1.5 MB of UTF-8: beyond one inter-replica message, within one body."""
     body = json.dumps({"texts": [f"{index:04d}" + "翻" * 4996 for index in range(100)]}, ensure_ascii=False).encode()
-    answer = request(f"{service.url}{API}/classify/batch", body, headers={"X-Request-Timeout-Seconds": "60"})
+    answer = request(f"{service.url}{API}/classify/batch", body)
 
-    assert answer.status in (200, 503), answer.body
     assert answer.status == 200, answer.body
     assert all(result["metadata"]["truncated"] for result in answer.json()["results"])
 
 
 def test_the_request_id_is_answered_once(service: Service):
-    """The caller's own is repeated, not joined by another."""
-    answer = service.classify("hello", X_Request_ID="mine-1")
+    """The caller's own is repeated, not joined by another; without one there is a new one."""
+    given, drawn = service.classify("hello", X_Request_ID="mine-1"), service.classify("hello")
 
-    assert answer.headers["X-Request-ID"] == "mine-1"
+    assert given.headers.get_all("X-Request-ID") == ["mine-1"]
+    assert len(drawn.headers.get_all("X-Request-ID")) == 1
 
 
 def test_server_timing_names_the_stages(service: Service):

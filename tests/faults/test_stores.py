@@ -1,33 +1,9 @@
 """Stores that die while the service answers."""
 
-import threading
 import time
 import uuid
-from typing import Self
 
-from tests.service import Answer, Service, wait_for
-
-
-class Traffic:
-    """Classifies new texts one after the other in a thread, and keeps every answer's status."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._stop = threading.Event()
-        self.answers: list[Answer] = []
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.answers.append(self._service.classify(f"Is it {uuid.uuid4()}?"))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+from tests.service import Service, Traffic, wait_for
 
 
 def kill(service: Service, store: str) -> int:
@@ -45,6 +21,10 @@ def wait_until_back(service: Service, store: str, old_pid: int) -> None:
     wait_for(back, 5, lambda: f"the {store} store was not restarted within 5 s")
 
 
+def corrected(service: Service, text: str, url: str) -> bool:
+    return service.classify(text, url=url).headers["X-Cache"] == "correction"
+
+
 def test_killing_the_prediction_store_fails_no_request_and_hits_come_back(service: Service):
     """`kill -9`: misses while it is away, and nobody restarts anything by hand."""
     with Traffic(service) as traffic:
@@ -54,7 +34,7 @@ def test_killing_the_prediction_store_fails_no_request_and_hits_come_back(servic
     text = f"Back again {uuid.uuid4()}"
     service.classify(text)
 
-    assert {answer.status for answer in traffic.answers} == {200}
+    assert set(traffic.outcomes) == {200}
     assert service.classify_until(text, "hit-redis", timeout_s=10).status == 200
 
 
@@ -82,7 +62,7 @@ def test_feedback_is_503_while_the_log_is_away_and_none_acknowledged_is_lost(ser
 
     assert (away.status, away.json()["type"], away.headers["Retry-After"]) == (503, "unavailable", "1")
     assert acknowledged == 20
-    assert {answer.status for answer in traffic.answers} == {200}
+    assert set(traffic.outcomes) == {200}
     # A refused record may have reached the disk before the answer was lost; an acknowledged one must have.
     assert total_before + acknowledged <= service.stats()["total"] <= total_before + acknowledged + refused
 
@@ -91,7 +71,8 @@ def test_corrections_go_on_while_the_log_is_away_and_after(service: Service):
     """The overlay answers from memory, is folded again from the log, and new entries reach it."""
     text = f"Remember me {uuid.uuid4()}"
     service.feedback({"text": text})
-    service.classify_until(text, "correction")
+    for replica in service.replica_urls():
+        wait_for(lambda url=replica: corrected(service, text, url), 5, lambda: "the correction never showed")
     old = kill(service, "feedback")
     during = service.classify(text)
     wait_until_back(service, "feedback", old)

@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
-import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +11,7 @@ import yaml
 from deployments.core.errors import StartupError
 from deployments.core.settings import ENVIRONMENT_NAMES, Settings
 from deployments.graph import build
-from tests.service import ROOT, Service, wait_for
+from tests.service import ROOT, Service, Traffic, wait_for
 
 SERVE = str(Path(sys.executable).parent / "serve")
 
@@ -29,32 +29,62 @@ def serve(service: Service, *arguments: str) -> str:
     return result.stdout
 
 
-def running(service: Service, deployment: str) -> int:
+def deploy(service: Service, folder: Path, config: dict[str, Any]) -> None:
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    serve(service, "deploy", str(path))
+
+
+def settled(service: Service, replicas: dict[str, int]) -> bool:
+    """Whether the application runs with just these replicas, the old ones gone."""
     application = yaml.safe_load(serve(service, "status"))["applications"]["intents"]
-    return application["deployments"][deployment]["replica_states"].get("RUNNING", 0)
+    states = {name: deployment["replica_states"] for name, deployment in application["deployments"].items()}
+    return application["status"] == "RUNNING" and all(
+        states[name] == {"RUNNING": count} for name, count in replicas.items()
+    )
 
 
-def test_changing_num_replicas_and_deploying_again_scales_without_a_failed_request(service: Service, tmp_path: Path):
-    """Two cache replicas, then one again, under requests."""
+@pytest.fixture
+def config(service: Service) -> dict[str, Any]:
+    """The shipped configuration, on the service's port."""
     shipped = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     shipped["http_options"]["port"] = service.port
-    path = tmp_path / "serve_config.yaml"
-    statuses = set()
+    return shipped
 
-    for wanted in (2, 1):
-        (cache,) = [each for each in shipped["applications"][0]["deployments"] if each["name"] == "Cache"]
-        cache["num_replicas"] = wanted
-        path.write_text(yaml.safe_dump(shipped))
-        serve(service, "deploy", str(path))
 
-        def scaled(wanted: int = wanted) -> bool:
-            statuses.add(service.classify(f"Scaling {uuid.uuid4()}").status)
-            return running(service, "Cache") == wanted
+def test_changing_num_replicas_and_deploying_again_scales_without_a_failed_request(
+    service: Service, config: dict[str, Any], tmp_path: Path
+):
+    """One more of each and back, under traffic."""
+    more = {"Ingress": 3, "Cache": 2, "Model": 2}
+    shipped = {each["name"]: each["num_replicas"] for each in config["applications"][0]["deployments"]}
 
-        wait_for(scaled, 60, lambda wanted=wanted: f"never {wanted} replicas")
-    wait_for(lambda: "RUNNING" in serve(service, "status"), 30, lambda: "never running again")
+    with Traffic(service, threads=2) as traffic:
+        for wanted in (more, {name: shipped[name] for name in more}):
+            for each in config["applications"][0]["deployments"]:
+                each["num_replicas"] = wanted.get(each["name"], each["num_replicas"])
+            deploy(service, tmp_path, config)
+            wait_for(lambda wanted=wanted: settled(service, wanted), 90, lambda wanted=wanted: f"never {wanted}")
 
-    assert statuses == {200}
+    assert set(traffic.outcomes) == {200}
+
+
+def test_changing_a_setting_and_deploying_again_rolls_over_without_a_failed_request(
+    service: Service, config: dict[str, Any], tmp_path: Path
+):
+    """New replicas of every deployment take over; nothing is ever without one."""
+    (application,) = config["applications"]
+    before = set(service.replica_urls())
+
+    with Traffic(service, threads=2) as traffic:
+        application["args"]["cache_ttl"] = 1800
+        deploy(service, tmp_path, config)
+        wait_for(lambda: not before & set(service.replica_urls()), 90, lambda: "the old ingress replicas stay")
+        replicas = {each["name"]: each["num_replicas"] for each in application["deployments"]}
+        wait_for(lambda: settled(service, replicas), 90, lambda: "never settled")
+
+    assert set(traffic.outcomes) == {200}
+    assert service.stats()["cache_ttl_hours"] == 0.5
 
 
 def test_the_builder_refuses_to_start_without_stores(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """Stand-ins of a few lines for what the service asks of the rest of the graph."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,15 +81,20 @@ class FakeParts:
 
 
 class CountingMetrics:
-    """Sums what was recorded, by metric name and labels."""
+    """Sums and counts what was recorded, by metric name and labels."""
 
     def __init__(self) -> None:
         self.totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self.counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
 
     def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
         assert set(labels) == set(metric.labels)
         key = metric.name, tuple(sorted(labels.items()))
         self.totals[key] = self.totals.get(key, 0.0) + value
+        self.counts[key] += 1
+
+    def observations(self, metric: Metric, **labels: str) -> int:
+        return self.counts[metric.name, tuple(sorted(labels.items()))]
 
     def total(self, metric: Metric, **labels: str) -> float:
         return self.totals.get((metric.name, tuple(sorted(labels.items()))), 0.0)

@@ -1,11 +1,12 @@
 """Coalescing: few calls, each its own result, nobody harmed by another's end."""
 
 import asyncio
+import contextvars
 
 import pytest
 
 from deployments.core.coalesce import Coalescer
-from deployments.core.errors import Unavailable
+from deployments.core.errors import Overloaded, Unavailable
 
 
 class Wire:
@@ -34,7 +35,7 @@ async def submit_all(coalescer: Coalescer[int, int], *groups: list[int]) -> list
 async def test_what_waits_while_a_call_is_in_flight_travels_together():
     """Three submits make two calls: the first goes at once, the rest share the second."""
     wire = Wire()
-    coalescer = Coalescer(wire.send, max_items=10)
+    coalescer = Coalescer(wire.send, max_items=10, max_waiting=100)
     tasks = await submit_all(coalescer, [1], [2, 3], [4])
     wire.release.set()
 
@@ -46,7 +47,7 @@ async def test_a_group_keeps_its_bounds_in_items_and_in_size():
     """No call carries more than `max_items`, nor more than `max_size` unless one item alone is larger."""
     wire = Wire()
     wire.release.set()
-    coalescer = Coalescer(wire.send, max_items=3, size=lambda item: item, max_size=10)
+    coalescer = Coalescer(wire.send, max_items=3, max_waiting=100, size_bytes=lambda item: item, max_bytes=10)
 
     assert await coalescer.submit([4, 5, 6, 50, 1, 1, 1, 1]) == [40, 50, 60, 500, 10, 10, 10, 10]
     assert wire.calls == [[4, 5], [6], [50], [1, 1, 1], [1]]
@@ -55,7 +56,7 @@ async def test_a_group_keeps_its_bounds_in_items_and_in_size():
 async def test_calls_in_flight_are_bounded():
     """With two allowed, the third group waits for one of them to end."""
     wire = Wire()
-    coalescer = Coalescer(wire.send, max_items=1, max_in_flight=2)
+    coalescer = Coalescer(wire.send, max_items=1, max_waiting=100, max_in_flight=2)
     tasks = await submit_all(coalescer, [1], [2], [3])
 
     assert wire.calls == [[1], [2]]
@@ -66,7 +67,7 @@ async def test_calls_in_flight_are_bounded():
 async def test_a_cancelled_submit_takes_out_its_own_items_and_fails_no_other():
     """Its waiting items are not sent; a neighbour in the same group still gets its result."""
     wire = Wire()
-    coalescer = Coalescer(wire.send, max_items=10)
+    coalescer = Coalescer(wire.send, max_items=10, max_waiting=100)
     first, leaver, stayer = await submit_all(coalescer, [1], [2], [3])
     leaver.cancel()
     await asyncio.sleep(0)
@@ -80,7 +81,7 @@ async def test_a_cancelled_submit_takes_out_its_own_items_and_fails_no_other():
 async def test_a_cancelled_submit_does_not_cancel_the_call_others_share():
     """The call it was in goes on for the rest of its group."""
     wire = Wire()
-    coalescer = Coalescer(wire.send, max_items=10)
+    coalescer = Coalescer(wire.send, max_items=10, max_waiting=100)
     _, leaver, stayer = await submit_all(coalescer, [1], [2], [3])
     wire.release.set()
     await asyncio.sleep(0)
@@ -97,7 +98,7 @@ async def test_a_failed_call_fails_its_group_alone(raised: BaseException, seen: 
     """Each of its items gets the error, and the next group goes out as ever."""
     wire = Wire()
     wire.error = raised
-    coalescer = Coalescer(wire.send, max_items=1)
+    coalescer = Coalescer(wire.send, max_items=1, max_waiting=100)
     (task,) = await submit_all(coalescer, [1])
     wire.release.set()
 
@@ -108,10 +109,61 @@ async def test_a_failed_call_fails_its_group_alone(raised: BaseException, seen: 
 
 
 async def test_a_call_that_returns_too_few_results_fails_instead_of_shifting_them():
-    """A wrong count would give callers each other's answers."""
+    """A wrong count would give callers each other's answers; none of them gets one."""
+    wire = Wire()
 
     async def send(items: list[int]) -> list[int]:
-        return items[1:]
+        return (await wire.send(items))[len(items) // 2 :]
 
-    with pytest.raises(ValueError, match="shorter"):
-        await Coalescer(send, max_items=10).submit([1, 2])
+    coalescer = Coalescer(send, max_items=10, max_waiting=100)
+    _, second, third = await submit_all(coalescer, [1], [2], [3])
+    wire.release.set()
+
+    for task in (second, third):
+        with pytest.raises(ValueError, match="1 results for 2 items"):
+            await task
+
+
+async def test_what_waits_is_bounded():
+    """Beyond it the newcomer is refused at once, and those who wait are served."""
+    wire = Wire()
+    coalescer = Coalescer(wire.send, max_items=10, max_waiting=2)
+    first, second = await submit_all(coalescer, [1], [2, 3])
+
+    with pytest.raises(Overloaded, match="the limit is 2"):
+        await coalescer.submit([4])
+    wire.release.set()
+    assert await asyncio.gather(first, second) == [[10], [20, 30]]
+
+
+async def test_a_call_nobody_waits_for_is_cancelled():
+    """Work for callers who have left would be done at the expense of those who have not."""
+    cancelled = asyncio.Event()
+
+    async def send(_items: list[int]) -> list[int]:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return []
+
+    tasks = await submit_all(Coalescer(send, max_items=10, max_waiting=100), [1, 2])
+    tasks[0].cancel()
+
+    await asyncio.wait_for(cancelled.wait(), 1)
+
+
+async def test_a_call_runs_in_nobodys_context():
+    """Serve cancels what a request's context started when its client leaves; a group is many clients'."""
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="nobody's")
+    seen: list[str] = []
+
+    async def send(items: list[int]) -> list[int]:
+        seen.append(request.get())
+        return items
+
+    request.set("mine")
+    await Coalescer(send, max_items=1, max_waiting=100).submit([1, 2])
+
+    assert seen == ["nobody's", "nobody's"]

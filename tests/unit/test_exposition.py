@@ -48,3 +48,12 @@ def test_histograms_keep_their_buckets():
 def test_no_agent_is_an_empty_exposition_that_parses():
     """A scrape must not fail because nothing was counted yet."""
     assert samples(sum_expositions([])) == {}
+
+
+def test_a_gauge_of_which_there_is_one_truth_is_not_added_up():
+    """Two replicas with the same model and the same corrections are not two models."""
+    lines = "# TYPE ray_intent_model_info gauge\n" + "".join(
+        f'ray_intent_model_info{{replica="{replica}",model_version="v1"}} 1.0\n' for replica in "ab"
+    )
+
+    assert samples(sum_expositions([lines]))["intent_model_info", "model_version=v1"] == 1

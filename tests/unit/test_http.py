@@ -126,6 +126,13 @@ def test_messages_name_the_value_the_limit_and_the_remedy(client: TestClient):
     ]
 
 
+def test_a_batch_of_a_million_wrong_items_is_refused_at_the_first(client: TestClient):
+    """Explaining each of them would take seconds and a gigabyte."""
+    problem = client.post(BATCH, content=b'{"texts":[' + b"1," * 1_000_000 + b"1]}").json()
+
+    assert len(problem["errors"]) <= 2
+
+
 def test_limits_count_code_points(client: TestClient):
     """5,000 characters beyond the basic plane are 20,000 bytes and still 5,000."""
     assert client.post(CLASSIFY, json={"text": "𝄞" * 5000}).status_code == 200
@@ -165,6 +172,27 @@ def test_a_senseless_timeout_is_refused(client: TestClient, value: str):
     answer = client.post(CLASSIFY, json={"text": "a"}, headers={"X-Request-Timeout-Seconds": value})
 
     assert answer.status_code == 422
+
+
+async def test_an_upload_its_client_gave_up_is_no_defect_and_not_counted(
+    client: TestClient, counted: CountingMetrics, caplog: pytest.LogCaptureFixture
+):
+    """499 in the log, no stack."""
+    caplog.set_level(logging.INFO)
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    scope = {"type": "http", "method": "POST", "path": CLASSIFY, "headers": [], "query_string": b""}
+
+    async def receive() -> dict[str, object]:
+        return next(messages)
+
+    async def send(_message: object) -> None:
+        return
+
+    await client.app(scope, receive, send)
+
+    (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
+    assert line.status == 499
+    assert counted.totals == {}
 
 
 def test_feedback_is_created_once_and_then_a_duplicate(client: TestClient, parts: FakeParts):

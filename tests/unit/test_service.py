@@ -1,6 +1,7 @@
 """The life of a request, with a graph of a few lines."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -143,6 +144,8 @@ async def test_every_text_is_counted_once_with_its_duration(
 
     assert counted.total(metrics.REQUESTS, status="success") == 2
     assert counted.total(metrics.REQUESTS, status="cache_hit") == 2
+    assert counted.observations(metrics.DURATION, cache_status="miss") == 2
+    assert counted.observations(metrics.DURATION, cache_status="hit") == 2
 
 
 async def test_scores_are_given_when_asked_for(service: IntentService):
@@ -210,3 +213,51 @@ async def test_agreement_is_confirmations_over_all(service: IntentService, parts
     parts.log_stats = LogStats(4, 3, 1, [("reasoning", "translation", 3)], {"reasoning": (3, 1)}, 4)
 
     assert (await service.feedback_stats()).agreement_rate == 0.25
+
+
+async def test_a_prediction_of_another_model_version_is_answered_and_not_kept(service: IntentService, parts: FakeParts):
+    """While an update rolls out, an old model replica may answer a new ingress: never under the new version's key."""
+    parts.outcomes["a"] = replace(prediction("a"), model_version="v0")
+    answers = await service.classify(["a", "b"])
+
+    assert answers.classifications[0]["metadata"]["model_version"] == "v0"
+    assert [kept.model_version for kept in parts.kept.values()] == ["v1"]
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [
+        Correction("1-0", "gone", None, None, 0.0),
+        Correction("1-0", "translation", "gone", None, 0.0),
+        Correction("1-0", "translation", None, ("gone",), 0.0),
+    ],
+)
+async def test_a_correction_from_before_a_change_of_labels_is_not_served(
+    service: IntentService, parts: FakeParts, correction: Correction
+):
+    """The log outlives the artifact; its words must not make a text unanswerable."""
+    parts.corrections[correction_key("a")] = correction
+    answers = await service.classify(["a"])
+
+    assert answers.cache_states == ["miss"]
+    assert answers.classifications[0]["intent"] == "reasoning"
+
+
+async def test_with_caching_off_a_receipt_does_not_promise_what_is_not_served(parts: FakeParts):
+    """`cache_updated` says what callers will see."""
+    service = IntentService(Settings(enable_caching=False), artifact(), parts, CountingMetrics())
+    response = await service.submit_feedback(RECORD)
+
+    assert not response.cache_updated
+    assert "not served while caching is off" in response.message
+
+
+async def test_a_retry_under_a_key_drawn_here_is_the_first_submission(
+    service: IntentService, parts: FakeParts, counted: CountingMetrics
+):
+    """The caller sent one record and must not be told of a duplicate."""
+    parts.receipt = Receipt("1-0", duplicate=True, applied=True)
+    response = await service.submit_feedback(RECORD)
+
+    assert response.status == "recorded"
+    assert counted.total(metrics.FEEDBACK_CORRECTIONS, original_intent="reasoning", correct_intent="translation") == 1
