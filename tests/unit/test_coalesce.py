@@ -150,8 +150,9 @@ async def test_a_call_nobody_waits_for_is_cancelled():
 
     tasks = await submit_all(Coalescer(send, max_items=10, max_waiting=100), [1, 2])
     tasks[0].cancel()
-
     await asyncio.wait_for(cancelled.wait(), 1)
+
+    assert cancelled.is_set()
 
 
 async def test_a_call_runs_in_nobodys_context():

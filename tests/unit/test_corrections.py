@@ -137,23 +137,6 @@ async def following(
         await follower.close()
 
 
-@pytest.fixture(scope="module")
-def server(valkey_server: StartValkey) -> ValkeyServer:
-    return valkey_server()
-
-
-@pytest.fixture
-async def client(server: ValkeyServer) -> AsyncIterator[Redis]:
-    async with aclosing(connect(server.url, timeout_s=2)) as client:
-        await client.flushall()
-        yield client
-
-
-@pytest.fixture
-def log(client: Redis) -> FeedbackLog:
-    return FeedbackLog(client, timeout_s=2)
-
-
 async def test_a_new_entry_shows_before_the_blocking_read_ends(server: ValkeyServer, log: FeedbackLog) -> None:
     shown = asyncio.Event()
     recorder = Recorder()
@@ -322,5 +305,7 @@ async def test_a_client_of_the_older_protocol_follows_too(server: ValkeyServer, 
     try:
         await log.append([correction("1")])
         await until(lambda: follower.get("text") is not None)
+
+        assert follower.connected
     finally:
         await follower.close()

@@ -27,8 +27,6 @@ from deployments.core.feedback_log import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from redis.asyncio import Redis
 
     from tests.unit.conftest import StartValkey, ValkeyServer
@@ -48,23 +46,6 @@ def submission(
         idempotency_key=key,
         scope=scope,
     )
-
-
-@pytest.fixture(scope="module")
-def server(valkey_server: StartValkey) -> ValkeyServer:
-    return valkey_server()
-
-
-@pytest.fixture
-async def client(server: ValkeyServer) -> AsyncIterator[Redis]:
-    async with aclosing(connect(server.url, timeout_s=2)) as client:
-        await client.flushall()
-        yield client
-
-
-@pytest.fixture
-def log(client: Redis) -> FeedbackLog:
-    return FeedbackLog(client, timeout_s=2)
 
 
 async def entries(client: Redis) -> list[LogEntry]:
