@@ -9,7 +9,6 @@ import time
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -21,6 +20,8 @@ from deployments.core.metrics import CORRECTIONS_HELD, LOG_LAG, Metric, NoMetric
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    import pytest
 
     from tests.unit.conftest import StartValkey, ValkeyServer
 
