@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         description="Tokens that may wait for a batch; beyond it 429. One slow core serves 4,000 a second.",
     )
     max_waiting_texts: int = Field(
-        256, ge=1, description="Texts that may wait at an ingress replica for a call to the model; beyond it 429."
+        128, ge=1, description="Texts that may wait at an ingress replica for a call to the model; beyond it 429."
     )
     max_model_calls: int = Field(4, ge=1, description="Calls to the model an ingress replica keeps in flight.")
 
