@@ -20,6 +20,8 @@ from deployments.runtime import ask, scrape_nodes
 
 LOOKUP_CALLS_IN_FLIGHT = 2
 """One on its way and one forming: more would carry less each, and a call costs the same whatever it carries."""
+MAX_WAITING = 100_000
+"""Look-ups and records that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
 MAX_UNKEPT = 10_000
 """Fresh predictions that may wait to be kept; beyond it they are dropped, and computed again when asked for."""
 RECORD_OVERHEAD_BYTES = 2048
@@ -27,9 +29,6 @@ RECORD_OVERHEAD_BYTES = 2048
 PROBE_TIMEOUT_S = 1.0
 
 logger = logging.getLogger(__name__)
-
-MAX_WAITING = 100_000
-"""Look-ups and records that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
 
 _Question = tuple[str, float]  # a text, and when its caller leaves, by the event loop's clock
 

@@ -134,8 +134,8 @@ def _told(error: Exception, part: str) -> IntentGraphError:
 async def scrape_nodes() -> bytes:
     """The service's metrics summed over every replica on every node, as each node's metrics agent has them.
 
-    What replicas count reaches their agent once every
-    `metrics_report_interval_ms` of Ray (10 s unless set, 1 s under `intents up`).
+    What replicas count reaches their agent once every `metrics_report_interval_ms` of Ray (10 s unless set, 1 s under
+    `intents up`).
 
     Raises:
         Unavailable: an agent did not answer (503). A sum without it would look like counters that were reset.
