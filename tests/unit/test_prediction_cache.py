@@ -58,6 +58,17 @@ async def test_a_foreign_or_damaged_value_is_a_miss(store, counted: CountingMetr
     assert await cache(store[1], counted).get_many(["a"]) == [None]
 
 
+async def test_a_value_of_another_schema_version_is_a_miss(store, counted: CountingMetrics):
+    """Whatever else is right about it."""
+    predictions = cache(store[1], counted)
+    await predictions.put_many({"a": prediction()})
+    written = await store[1].get("a")
+    await store[1].set("a", written.replace(b'"schema":1', b'"schema":2'))
+
+    assert written.startswith(b'{"schema":1')
+    assert await predictions.get_many(["a"]) == [None]
+
+
 async def test_a_key_of_another_type_is_a_miss(store, counted: CountingMetrics):
     """MGET gives nil for it, and the prediction takes its place."""
     await store[1].lpush("a", "x")

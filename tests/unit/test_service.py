@@ -86,11 +86,13 @@ async def test_a_correction_decides_complexity_and_techniques_where_it_names_the
 async def test_no_cache_reads_nothing_and_keeps_the_fresh_prediction(service: IntentService, parts: FakeParts):
     """It passes corrections by too."""
     parts.corrections[correction_key("a")] = Correction("1-0", "translation", None, None, 0.0)
+    await service.classify(["a"])
+    parts.outcomes["a"] = prediction("fresher")
     answers = await service.classify(["a"], policy=CachePolicy.from_header("no-cache"))
 
     assert answers.cache_states == ["bypass"]
     assert answers.classifications[0]["intent"] == "reasoning"
-    assert len(parts.kept) == 1
+    assert list(parts.kept.values()) == [prediction("fresher")]
 
 
 async def test_no_store_neither_reads_nor_keeps(service: IntentService, parts: FakeParts):
