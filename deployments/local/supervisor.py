@@ -178,11 +178,11 @@ class Supervisor:
         self._node.start()
         session = self._node.session
         self._keeper.update(sessions=(session,) if session else ())
-        ready = asyncio.create_task(self._node.ready(self._api))
-        while not ready.done():
-            self._progress.waiting("starting Ray")
-            await asyncio.wait({ready}, timeout=POLL_S)
-        ready.result()
+        async with asyncio.TaskGroup() as waiting:  # a Ctrl-C ends both, and neither is left to complain
+            ready = waiting.create_task(self._node.ready(self._api))
+            while not ready.done():
+                self._progress.waiting("starting Ray")
+                await asyncio.wait({ready}, timeout=POLL_S)
         self._progress.done(f"Ray is up at {self._node.gcs}, dashboard {DASHBOARD}")
 
     def _announce(self) -> None:
