@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deployments.core.errors import StartupError
@@ -85,8 +86,8 @@ def up(
 ) -> None:
     """Start the stores, Ray and the graph on this machine, and serve until Ctrl-C.
 
-    Stores are started for the URLs missing from the environment (REDIS_URL, FEEDBACK_REDIS_URL). Everything started
-    is stopped at the end, and nothing else.
+    Both stores are started when REDIS_URL and FEEDBACK_REDIS_URL are not set. With REDIS_URL alone the feedback log
+    goes there too. Everything started is stopped at the end, and nothing else.
     """
     with _one_line_errors():
         from deployments.local.plan import Options
@@ -164,6 +165,7 @@ def _report_document(report: Report) -> dict[str, Any]:
         "healthy": report.healthy,
         "applications": [asdict(application) for application in report.applications or ()],
         "stores": report.stores,
+        "health": report.health,
     }
 
 
@@ -182,6 +184,8 @@ def _show_report(report: Report) -> None:
     console.print(table)
     if report.applications is None:
         console.print(f"Serve does not answer at {report.state.dashboard}")
+    if report.health != "ok":
+        console.print(report.health)
     verdict = "healthy" if report.healthy else f"not healthy ({report.state.phase})"
     console.print(f"{report.state.address} (pid {report.state.supervisor.pid}): {verdict}")
 
@@ -205,6 +209,8 @@ def classify(
         from deployments.local import remote
 
         state = _state_file().read()
+        if url and not url.startswith(("http://", "https://")):
+            raise StartupError(f"--url needs http:// or https:// before {url}")
         address = url or (state.address if state and state.alive else DEFAULT_ADDRESS)
         asked = list(_texts(texts))
         if not asked:
@@ -220,9 +226,19 @@ def classify(
 def _texts(arguments: list[str]) -> Iterator[str]:
     for argument in arguments:
         if argument == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+            yield from _lines_of_stdin()
         else:
             yield argument
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            text = line.decode().rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise StartupError(f"line {number} of standard input is not UTF-8; convert it") from None
+        if text.strip():
+            yield text
 
 
 def _show_answers(texts: list[str], answers: list[dict[str, Any]]) -> None:
@@ -231,7 +247,7 @@ def _show_answers(texts: list[str], answers: list[dict[str, Any]]) -> None:
         shown = " ".join(text.split())
         shown = shown if len(shown) <= SHOWN_TEXT else shown[: SHOWN_TEXT - 1] + "…"
         techniques = ", ".join(answer["suggested_techniques"])
-        table.add_row(shown, answer["intent"], f"{answer['confidence']:.2f}", answer["complexity"], techniques)
+        table.add_row(escape(shown), answer["intent"], f"{answer['confidence']:.2f}", answer["complexity"], techniques)
     _console().print(table)
 
 

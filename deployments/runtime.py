@@ -21,16 +21,23 @@ from deployments.core.metrics import Metric
 R = TypeVar("R")
 
 LOG_FLUSH_PERIOD_S = 1.0
+GAUGE_REFRESH_PERIOD_S = 1.0
 SCRAPE_TIMEOUT_S = 2.0
 
 logger = logging.getLogger(__name__)
 
 
 class RayMetrics:
-    """Records through Ray, which adds application, deployment and replica and exposes `ray_<name>` on each node."""
+    """Records through Ray, which adds application, deployment and replica and exposes `ray_<name>` on each node.
+
+    Counts are exact, a histogram's buckets too; its `_sum` is Ray's estimate from them. Make it in a coroutine of the
+    replica: Ray's agent forgets a gauge that is not set again, so a task here sets each one again every second.
+    """
 
     def __init__(self) -> None:
         self._instruments: dict[str, Any] = {}
+        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._refreshing = asyncio.create_task(self._refresh_gauges())
 
     def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
         """Record one value. See `core.metrics.Metrics`."""
@@ -43,8 +50,15 @@ class RayMetrics:
                     instrument.inc(value, tags=labels)
             case "gauge":
                 instrument.set(value, tags=labels)
+                self._gauges[metric.name, tuple(labels.items())] = value
             case "histogram":
                 instrument.observe(value, tags=labels)
+
+    async def _refresh_gauges(self) -> None:
+        while True:
+            await asyncio.sleep(GAUGE_REFRESH_PERIOD_S)
+            for (name, labels), value in self._gauges.items():
+                self._instruments[name].set(value, tags=dict(labels))
 
 
 def _instrument(metric: Metric) -> Any:

@@ -4,6 +4,7 @@ The ingress validates with these, `/openapi.json` is made from them, and Python 
 fields are ignored. Which labels exist depends on the model's artifact, so `check_labels` compares them with it.
 """
 
+import unicodedata
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -16,6 +17,8 @@ MAX_TEXT = 5000
 MAX_BATCH = 100
 MAX_USER_ID = 128
 MAX_TECHNIQUES = 16
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Unicode's categories of controls, formats (zero-width space among them) and separators."""
 
 
 def _storable(value: str) -> str:
@@ -27,7 +30,7 @@ def _storable(value: str) -> str:
 
 
 def _not_blank(value: str) -> str:
-    if not value.strip():
+    if all(unicodedata.category(character) in INVISIBLE for character in value):
         raise ValueError("is blank; send at least one visible character")
     return value
 

@@ -46,7 +46,7 @@ class NoMetrics:
 REQUESTS = Metric(
     "intent_classification_requests_total",
     "counter",
-    "Texts classified, by outcome: cache_hit success validation_error overloaded unavailable error.",
+    "Texts, by outcome: cache_hit success validation_error (once a request) overloaded unavailable error.",
     ("status",),
 )
 DURATION = Metric(
@@ -59,7 +59,7 @@ DURATION = Metric(
 FEEDBACK_SUBMISSIONS = Metric(
     "intent_feedback_submissions_total",
     "counter",
-    "Feedback records submitted, by type and outcome: recorded duplicate rejected unavailable.",
+    "Feedback records, by type (unknown: refused unread) and outcome: recorded duplicate rejected unavailable.",
     ("feedback_type", "status"),
 )
 FEEDBACK_CORRECTIONS = Metric(

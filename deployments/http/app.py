@@ -26,6 +26,7 @@ from deployments.http.request_log import RequestLog
 API = "/api/v1/intents"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 MAX_IDEMPOTENCY_KEY = 255
+SERVE_TIMEOUT_MARGIN_S = 0.1
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -82,10 +83,12 @@ def build_app(settings: Settings, service: IntentService, probes: Probes) -> Sta
     handlers = Handlers(settings, service, probes)
     log = RequestLog(log_texts=settings.log_texts)
     routes = [Route(call.path, log.around(getattr(handlers, call.handler)), methods=[call.method]) for call in CALLS]
-    return Starlette(
+    app = Starlette(
         routes=[*routes, *docs_routes()],
         exception_handlers={404: log.around(_no_such_path), 405: log.around(_no_such_method)},
     )
+    app.router.redirect_slashes = False  # `classify/` is no path: a redirected POST would be an answer of no form
+    return app
 
 
 async def _no_such_path(request: Request, _error: Exception) -> Response:
@@ -223,7 +226,8 @@ def _timeout_s(request: Request) -> float | None:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         raise InvalidInput(f"header X-Request-Timeout-Seconds is {value[:32]!r}; send a positive number of seconds")
-    return seconds
+    # Serve ends a request by the same header, with a plain 408: answer a little earlier, in the contract's form.
+    return max(0.8 * seconds, seconds - SERVE_TIMEOUT_MARGIN_S)
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from deployments.core.errors import StartupError
 from deployments.local import processes
+from deployments.local.rollout import health
 from deployments.local.serve_api import Application, ServeApi
 from deployments.local.stores import answers
 from deployments.local.supervisor import clear
@@ -117,12 +118,14 @@ class Report:
     applications: tuple[Application, ...] | None
     stores: dict[str, bool | None]
     """By name; None for a store that somebody else runs."""
+    health: str
+    """What the service says of itself: `ok`, or the parts that are not."""
 
     @property
     def healthy(self) -> bool:
         """Whether everything this run is responsible for serves."""
         served = bool(self.applications) and all(application.healthy for application in self.applications or ())
-        return served and False not in self.stores.values()
+        return served and False not in self.stores.values() and self.health == "ok"
 
 
 def report(state: State) -> Report:
@@ -136,7 +139,7 @@ async def _report(state: State) -> Report:
     except OSError:
         applications = None
     found = {name: await _answers(url) if name in state.started_stores else None for name, url in state.stores.items()}
-    return Report(state=state, applications=applications, stores=found)
+    return Report(state=state, applications=applications, stores=found, health=await health(state.address))
 
 
 async def _answers(url: str) -> bool:

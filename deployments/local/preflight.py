@@ -91,7 +91,7 @@ def _clusters(machine: Machine) -> Iterator[str]:
     for cluster in machine.clusters:
         yield (
             f"a Ray cluster already runs on this machine: {cluster}; use it with `serve deploy serve_config.yaml`, "
-            "or stop it with `ray stop`"
+            "or stop it (`ray stop` ends every Ray on the machine)"
         )
 
 
@@ -114,13 +114,21 @@ def ray_clusters(processes: Iterable[psutil.Process] | None = None) -> Iterator[
     for process in psutil.process_iter() if processes is None else processes:
         try:
             name = process.name()
-            if name not in RAY_SERVERS or process.status() == psutil.STATUS_ZOMBIE:
+            if name not in RAY_SERVERS or process.status() == psutil.STATUS_ZOMBIE or not _shares_network(process.pid):
                 continue
             address = _gcs_address(process.cmdline())
         except psutil.Error:
             continue
         if name == "gcs_server" or not address.startswith(ports.LOOPBACK):
             yield f"{address} ({name}, pid {process.pid})"
+
+
+def _shares_network(pid: int) -> bool:
+    """Whether a process has our network: one in a container has its own, with ports of its own."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
+    except OSError:
+        return True
 
 
 def _gcs_address(command: list[str]) -> str:

@@ -82,5 +82,18 @@ async def first_answer(address: str, progress: Progress) -> None:
     raise StartupError(f"the graph is healthy but {address}/health/live does not answer{_logs()}")
 
 
+async def health(address: str) -> str:
+    """What the service says of itself: `ok`, or each part that is not, in one line."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
+            session.get(f"{address}/health/ready") as response,
+        ):
+            parts = (await response.json(content_type=None))["parts"]
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+        return f"{address}/health/ready does not answer"
+    return "; ".join(f"{part}: {word}" for part, word in parts.items() if word != "ok") or "ok"
+
+
 def _logs() -> str:
     return f" (logs: {ray_logs() / 'serve'})"

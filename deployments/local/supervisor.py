@@ -170,7 +170,7 @@ class Supervisor:
             self._deployed = True
             await rollout.deploy(self._api, self._plan.config, self._progress)
             await rollout.first_answer(self._plan.address, self._progress)
-            self._announce()
+            self._announce(await rollout.health(self._plan.address))
             await asyncio.Event().wait()
 
     async def _start_node(self) -> None:
@@ -185,9 +185,11 @@ class Supervisor:
                 await asyncio.wait({ready}, timeout=POLL_S)
         self._progress.done(f"Ray is up at {self._node.gcs}, dashboard {DASHBOARD}")
 
-    def _announce(self) -> None:
+    def _announce(self, health: str) -> None:
         self._keeper.update(phase="ready")
         self._progress.rest()
+        if health != "ok":
+            self._progress.done(f"not everything is there yet: {health}")
         self._progress.done(f"serving at {self._plan.address}")
         self._progress.tell(
             f"\n  {EXAMPLE.format(address=self._plan.address)}\n\n"

@@ -81,6 +81,17 @@ def test_the_request_id_is_answered_once(service: Service):
     assert len(drawn.headers.get_all("X-Request-ID")) == 1
 
 
+def test_a_callers_own_time_limit_is_a_503_problem(service: Service):
+    """In the contract's form, before Serve's plain 408 for the same header."""
+    answer = request(
+        f"{service.url}{API}/classify/batch",
+        {"texts": [f"{uuid.uuid4()} word " * 100 for _ in range(100)]},
+        headers={"X-Request-Timeout-Seconds": "0.3"},
+    )
+
+    assert (answer.status, answer.json()["type"]) == (503, "deadline-exceeded")
+
+
 def test_server_timing_names_the_stages(service: Service):
     """A miss has looked up and computed."""
     answer = service.classify(f"What is 2+2? {uuid.uuid4()}")

@@ -4,7 +4,7 @@ import uuid
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.core.metrics import DURATION, FEEDBACK_CORRECTIONS, FEEDBACK_SUBMISSIONS, REQUESTS
+from deployments.core.metrics import DURATION, FEEDBACK_CORRECTIONS, FEEDBACK_SUBMISSIONS, MODEL_INFO, REQUESTS
 from tests.service import API, Service, request, wait_for
 
 QUIET_SCRAPES = 6
@@ -23,6 +23,10 @@ def scrape(service: Service) -> Samples:
 
 def count(samples: Samples, name: str, **labels: str) -> float:
     return samples.get((name, frozenset(labels.items())), 0.0)
+
+
+def gauge(samples: Samples, name: str) -> Samples:
+    return {key: value for key, value in samples.items() if key[0] == name}
 
 
 def settled(service: Service) -> Samples:
@@ -60,5 +64,6 @@ def test_counts_are_exact_over_both_replicas(service: Service):
     assert grown(REQUESTS.name, status="validation_error") == 2
     assert grown(FEEDBACK_SUBMISSIONS.name, feedback_type="correction", status="recorded") == 1
     assert grown(FEEDBACK_CORRECTIONS.name, original_intent="question_answering", correct_intent="translation") == 1
+    assert list(gauge(after, MODEL_INFO.name).values()) == [1]  # however long ago it was set
     # Settled, every replica tells the same: a scraper behind a load balancer sees no counter jump back and forth.
     assert {service.get("/metrics").body for _ in range(4)} == {service.get("/metrics").body}

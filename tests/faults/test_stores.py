@@ -91,9 +91,12 @@ def test_health_names_the_part_that_is_away_and_stays_200(service: Service):
     store.suspend()
     try:
         ready = service.get("/health/ready")
+        status = service.intents("status")
     finally:
         store.resume()
 
     assert (ready.status, ready.json()["status"]) == (200, "degraded")
     assert ready.json()["parts"]["cache"] != "ok"
+    assert status.returncode == 1
+    assert "prediction store" in status.stdout
     wait_for(lambda: service.get("/health/ready").json()["status"] == "ok", 10, lambda: "never healthy again")

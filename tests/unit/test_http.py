@@ -79,6 +79,7 @@ def test_json_is_accepted_whatever_the_content_type(client: TestClient):
 
 BAD_TEXTS = {
     "empty": (b'{"text":""}', 422),
+    "zero width": (b'{"text":"\\u200b\\ufeff"}', 422),
     "blank": ('{"text":" \\n\u3000"}'.encode(), 422),
     "too long": (json.dumps({"text": "x" * 5001}).encode(), 422),
     "no text": (b"{}", 422),
@@ -160,7 +161,7 @@ def test_a_defect_is_a_500_that_tells_nothing_and_a_stack_in_the_log(
 
 def test_unknown_paths_and_methods_are_problems(client: TestClient):
     """And 405 names what the path takes (RFC 9110, section 15.5.6)."""
-    missing, wrong = client.get("/nothing"), client.get(CLASSIFY)
+    missing, wrong = client.post(f"{CLASSIFY}/", follow_redirects=False), client.get(CLASSIFY)
 
     assert (missing.status_code, missing.json()["type"]) == (404, "not-found")
     assert (wrong.status_code, wrong.json()["type"], wrong.headers["Allow"]) == (405, "method-not-allowed", "POST")

@@ -150,3 +150,19 @@ def test_every_command_shows_examples(intents, command):
 
     assert result.exit_code == 0
     assert f"$ intents {command}" in result.stdout or f" intents {command}" in result.stdout
+
+
+def test_standard_input_that_is_not_utf8_names_its_line(intents):
+    """The user hears of the input, not of the server."""
+    result = intents("classify", "--url", "http://127.0.0.1:1", "-", input=b"fine\n\xff\n")
+
+    assert result.exit_code == 1
+    assert "line 2 of standard input is not UTF-8" in result.stderr
+
+
+def test_an_address_without_a_scheme_is_told_so(intents):
+    """Nobody answers there, but that is not the reason."""
+    result = intents("classify", "--url", "127.0.0.1:8000", "hi")
+
+    assert result.exit_code == 1
+    assert "--url needs http:// or https:// before 127.0.0.1:8000" in result.stderr
