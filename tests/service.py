@@ -142,26 +142,30 @@ class Service:
     def store(self, name: str) -> psutil.Process | None:
         """The process of the store `predictions` or `feedback`; None while there is none."""
         port = self.state["stores"][name].rsplit(":", 1)[1].split("/")[0]
-        stores = [process for process in self._processes("valkey-server") if port in " ".join(process.cmdline())]
-        return stores[0] if stores else None
+        return next((each for each, command in self._processes("valkey-server") if port in command), None)
+
+    def replica_pids(self, deployment: str) -> set[int]:
+        """The processes of a deployment's replicas."""
+        return {replica.pid for replica, _ in self._processes(f"ray::ServeReplica:intents:{deployment}")}
 
     def replica_urls(self) -> list[str]:
         """Where each ingress replica listens itself, behind HAProxy."""
-        listening = [
-            connection.laddr.port
-            for replica in self._processes("ray::ServeReplica:intents:Ingress")
-            for connection in replica.net_connections("tcp4")
-            if connection.status == psutil.CONN_LISTEN
-        ]
+        ports: set[int] = set()
+        for replica, _ in self._processes("ray::ServeReplica:intents:Ingress"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                connections = replica.net_connections("tcp4")
+                ports |= {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
         # Serve gives direct ingress the ports from 30000 on; a replica's other ports are not HTTP.
-        return sorted(f"http://127.0.0.1:{port}" for port in listening if 30_000 <= port <= 31_000)
+        return sorted(f"http://127.0.0.1:{port}" for port in ports if 30_000 <= port <= 31_000)
 
-    def _processes(self, command: str) -> list[psutil.Process]:
+    def _processes(self, program: str) -> list[tuple[psutil.Process, list[str]]]:
+        """The service's processes of a program, each with its command line; processes come and go meanwhile."""
         found = []
         for process in psutil.Process(self.state["supervisor"]["pid"]).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if command in "".join(process.cmdline()[:1]):
-                    found.append(process)
+                command = process.cmdline()
+                if program in "".join(command[:1]):
+                    found.append((process, command))
         return found
 
     def get(self, path: str) -> Answer:

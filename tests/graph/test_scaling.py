@@ -74,12 +74,12 @@ def test_changing_a_setting_and_deploying_again_rolls_over_without_a_failed_requ
 ):
     """New replicas of every deployment take over; nothing is ever without one."""
     (application,) = config["applications"]
-    before = set(service.replica_urls())
+    before = service.replica_pids("Ingress")
 
     with Traffic(service, threads=2) as traffic:
         application["args"]["cache_ttl"] = 1800
         deploy(service, tmp_path, config)
-        wait_for(lambda: not before & set(service.replica_urls()), 90, lambda: "the old ingress replicas stay")
+        wait_for(lambda: not before & service.replica_pids("Ingress"), 90, lambda: "the old ingress replicas stay")
         replicas = {each["name"]: each["num_replicas"] for each in application["deployments"]}
         wait_for(lambda: settled(service, replicas), 90, lambda: "never settled")
 
