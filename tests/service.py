@@ -142,7 +142,7 @@ class Service:
     def store(self, name: str) -> psutil.Process | None:
         """The process of the store `predictions` or `feedback`; None while there is none."""
         port = self.state["stores"][name].rsplit(":", 1)[1].split("/")[0]
-        return next((each for each, command in self._processes("valkey-server") if port in command), None)
+        return next((each for each, command in self._processes("valkey-server") if port in " ".join(command)), None)
 
     def replica_pids(self, deployment: str) -> set[int]:
         """The processes of a deployment's replicas."""
