@@ -111,7 +111,12 @@ class Service:
 
     def left_processes(self) -> list[str]:
         """Which of the noted processes still run."""
-        return [process.name() for process in self._seen if process.is_running() and process.status() != "zombie"]
+        left = []
+        for process in self._seen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process.name())
+        return left
 
     @property
     def state(self) -> dict[str, Any]:
