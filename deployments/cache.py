@@ -31,6 +31,14 @@ class Cache:
         """Keep predictions for their time to live."""
         await self._cache.put_many(predictions)
 
+    async def purge(self, keys: Sequence[str]) -> int:
+        """Delete the predictions under `keys`; give how many there were."""
+        return await self._cache.purge(keys)
+
+    async def purge_all(self) -> int:
+        """Delete every prediction; give how many there were."""
+        return await self._cache.purge_all()
+
     async def ping(self) -> bool:
         """Whether the prediction store answers."""
         return await self._cache.ping()

@@ -208,10 +208,7 @@ def classify(
     with _one_line_errors():
         from deployments.local import remote
 
-        state = _state_file().read()
-        if url and not url.startswith(("http://", "https://")):
-            raise StartupError(f"--url needs http:// or https:// before {url}")
-        address = url or (state.address if state and state.alive else DEFAULT_ADDRESS)
+        address = _address(url)
         asked = list(_texts(texts))
         if not asked:
             raise StartupError("no text came in; give one, or a line of standard input for `-`")
@@ -221,6 +218,13 @@ def classify(
                 typer.echo(json.dumps(answer, ensure_ascii=False))
         else:
             _show_answers(asked, answers)
+
+
+def _address(url: str | None) -> str:
+    if url and not url.startswith(("http://", "https://")):
+        raise StartupError(f"--url needs http:// or https:// before {url}")
+    state = _state_file().read()
+    return url or (state.address if state and state.alive else DEFAULT_ADDRESS)
 
 
 def _texts(arguments: list[str]) -> Iterator[str]:
@@ -249,6 +253,35 @@ def _show_answers(texts: list[str], answers: list[dict[str, Any]]) -> None:
         techniques = ", ".join(answer["suggested_techniques"])
         table.add_row(escape(shown), answer["intent"], f"{answer['confidence']:.2f}", answer["complexity"], techniques)
     _console().print(table)
+
+
+@app.command(
+    epilog=_examples(
+        "intents purge 'Write a haiku about autumn'",
+        "intents purge - < prompts.txt",
+        "intents purge --all --url http://intents.example:8000",
+    )
+)
+def purge(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT…", help="Texts to forget; `-` reads one a line from standard input."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Forget every text, under every model version.")] = False,
+    url: Annotated[str | None, typer.Option(help="Address of the service; the one running here when absent.")] = None,
+) -> None:
+    """Delete kept predictions of a running service; corrections and the feedback log stay."""
+    with _one_line_errors():
+        from deployments.local import remote
+
+        if everything == bool(texts):
+            raise StartupError("give either texts or --all")
+        address = _address(url)
+        named = list(_texts(texts or []))
+        if not everything and not named:
+            raise StartupError("no text came in; give one, or a line of standard input for `-`")
+        deleted = asyncio.run(remote.purge_all(address) if everything else remote.purge(address, named))
+        typer.echo(f"{deleted} prediction{'' if deleted == 1 else 's'} deleted")
 
 
 @app.command(

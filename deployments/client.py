@@ -83,6 +83,14 @@ class HttpClient:
         """See `IntentClient`."""
         return await self._call("GET", "/feedback/stats")
 
+    async def purge(self, texts: Sequence[str]) -> int:
+        """Delete the kept predictions of up to 1,000 texts; give how many there were."""
+        return int((await self._call("POST", "/cache/purge", {"texts": list(texts)}))["deleted"])
+
+    async def purge_all(self) -> int:
+        """Delete every kept prediction; give how many there were, in the last attempt."""
+        return int((await self._call("POST", "/cache/purge", {"all": True}))["deleted"])
+
     async def _call(
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:

@@ -116,6 +116,14 @@ class HandleParts:
         await ask(lambda: self._cache.put_many.remote(dict(items)), "cache", self._settings.request_timeout_s)
         return [None] * len(items)
 
+    async def purge(self, keys: Sequence[str]) -> int:
+        """Delete the predictions under `keys`; give how many there were. Those still to be kept are not waited for."""
+        return await ask(lambda: self._cache.purge.remote(keys), "cache", self._settings.request_timeout_s)
+
+    async def purge_all(self) -> int:
+        """Delete every prediction; give how many there were. Those still to be kept are not waited for."""
+        return await ask(self._cache.purge_all.remote, "cache", self._settings.request_timeout_s)
+
     async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
         """The model's outcome for each text, in order."""
         leaves_s = asyncio.get_running_loop().time() + timeout_s

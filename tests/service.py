@@ -191,6 +191,10 @@ class Service:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return request(f"{self.url}{API}/feedback", RECORD | dict(record), headers=named)
 
+    def purge(self, asked: Mapping[str, Any]) -> Answer:
+        """Have predictions deleted."""
+        return request(f"{self.url}{API}/cache/purge", dict(asked))
+
     def stats(self) -> Any:
         """The feedback statistics."""
         return self.get(f"{API}/feedback/stats").json()

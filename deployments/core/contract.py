@@ -15,6 +15,7 @@ from deployments.core.errors import InvalidInput
 
 MAX_TEXT = 5000
 MAX_BATCH = 100
+MAX_PURGE = 1000
 MAX_USER_ID = 128
 MAX_TECHNIQUES = 16
 INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
@@ -113,6 +114,19 @@ class FeedbackRecord(_Request):
             raise InvalidInput(f"{errors[0]['loc'][1]}: {errors[0]['msg']}", errors=errors)  # type: ignore[index]
 
 
+class PurgeRequest(_Request):
+    """Which predictions to delete: `texts`, or `"all": true`."""
+
+    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_PURGE, fail_fast=True)] | None = None
+    all: bool = False
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Self:
+        if self.all == (self.texts is not None):
+            raise ValueError('send either "texts" or "all": true')
+        return self
+
+
 class Metadata(BaseModel):
     """Where a classification comes from and how much of the text it saw."""
 
@@ -208,6 +222,12 @@ class StatsResponse(BaseModel):
     cache_enabled: bool
     cache_ttl_hours: float
     model_version: str
+
+
+class PurgeResponse(BaseModel):
+    """How many predictions were deleted."""
+
+    deleted: int
 
 
 class HealthResponse(BaseModel):

@@ -3,6 +3,7 @@
     IntentGraphError
     ├── BadRequest            400  malformed JSON or UTF-8
     │   └── TooLarge          413  body over its limit
+    ├── Forbidden             403  more than this caller is trusted with
     ├── InvalidInput          422  well-formed, but not what the contract takes
     │   └── KeyConflict       422  an idempotency key seen before with another body
     ├── NotFound              404  no such path or record
@@ -64,6 +65,14 @@ class TooLarge(BadRequest):
     status = 413
     slug = "too-large"
     title = "Body too large"
+
+
+class Forbidden(IntentGraphError):
+    """More than this caller is trusted with."""
+
+    status = 403
+    slug = "forbidden"
+    title = "Not allowed"
 
 
 class InvalidInput(IntentGraphError):

@@ -77,7 +77,7 @@ CACHE_LOOKUPS = Metric(
 CACHE_ERRORS = Metric(
     "intent_cache_store_errors_total",
     "counter",
-    "Round trips to the prediction store that failed or ran out of time, by operation: get put ping.",
+    "Round trips to the prediction store that failed or ran out of time, by operation: get put ping purge.",
     ("operation",),
 )
 CACHE_GROUP_SIZE = Metric(

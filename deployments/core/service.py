@@ -22,6 +22,8 @@ from deployments.core.contract import (
     FeedbackRecord,
     FeedbackResponse,
     FeedbackTypes,
+    PurgeRequest,
+    PurgeResponse,
     StatsResponse,
     TypesResponse,
 )
@@ -29,6 +31,7 @@ from deployments.core.corrections import Correction
 from deployments.core.errors import (
     BadRequest,
     DeadlineExceeded,
+    Forbidden,
     IntentGraphError,
     InvalidInput,
     Overloaded,
@@ -51,6 +54,12 @@ class Parts(Protocol):
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         """Have fresh predictions kept; returns at once, nobody waits for it."""
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        """Delete the predictions under `keys`; give how many there were. Raises `Unavailable`."""
+
+    async def purge_all(self) -> int:
+        """Delete every prediction; give how many there were. Raises `Unavailable`."""
 
     async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
         """The model's outcome for each text, in order."""
@@ -155,7 +164,7 @@ class IntentService:
         stages = Stages(self._clock)
         reads = policy.read and self._settings.enable_caching
         corrections = [self._correction(text) if reads else None for text in texts]
-        keys = [prediction_key(text, self._artifact.normalisation, self._artifact.version) for text in texts]
+        keys = [self._key(text) for text in texts]
         kept: dict[str, Prediction] = {}
         if reads:
             with stages.measure("cache"):
@@ -175,6 +184,9 @@ class IntentService:
             [_cache_state(reads, key in kept, correction) for key, correction in zip(keys, corrections, strict=True)],
             stages,
         )
+
+    def _key(self, text: str) -> str:
+        return prediction_key(text, self._artifact.normalisation, self._artifact.version)
 
     def _correction(self, text: str) -> Correction | None:
         """The correction in force, unless it speaks of labels that the model in service does not have."""
@@ -301,6 +313,23 @@ class IntentService:
             cache_ttl_hours=self._settings.cache_ttl / 3600,
             model_version=self._artifact.version,
         )
+
+    async def purge(self, request: PurgeRequest) -> PurgeResponse:
+        """Delete kept predictions; corrections and the feedback log stay as they are.
+
+        Of a text, the prediction of the model version in service; those of other versions are asked for by nobody and
+        expire. `all` deletes every version's. A prediction computed before the purge may be kept just after it.
+
+        Raises:
+            Forbidden: anybody may call this service (403).
+            Unavailable: the prediction store did not do it, or not all of it (503); it may be asked again.
+        """
+        if not self._settings.callers_trusted:
+            raise Forbidden("anybody may call this service (`auth: open`), so nobody may empty its cache")
+        async with _deadline(self._settings.request_timeout_s):
+            if request.texts is None:
+                return PurgeResponse(deleted=await self._parts.purge_all())
+            return PurgeResponse(deleted=await self._parts.purge([self._key(text) for text in request.texts]))
 
     def types(self) -> TypesResponse:
         """The labels of the model in service."""

@@ -155,6 +155,11 @@ class Settings(BaseSettings):
         return self.model_artifact or DEFAULT_ARTIFACT
 
     @property
+    def callers_trusted(self) -> bool:
+        """Whether whoever reaches the service may also operate it."""
+        return self.auth == "local"
+
+    @property
     def corrections_apply(self) -> bool:
         """Whether a correction changes what the service answers, given who may call it."""
-        return self.auth == "local" or self.apply_untrusted
+        return self.callers_trusted or self.apply_untrusted

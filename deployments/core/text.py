@@ -34,6 +34,9 @@ NORMALISATIONS: dict[str, Callable[[str], str]] = {
 }
 """The steps an artifact may declare, by name."""
 
+PREDICTION_KEYS = f"ig:{{{'[0-9a-f]' * 64}}}:*"
+"""What every `prediction_key` looks like and no other key does, as a glob of the store's SCAN."""
+
 
 def normalise(text: str, steps: Sequence[str]) -> str:
     """Apply the artifact's `steps` in order.

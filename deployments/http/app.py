@@ -70,6 +70,8 @@ CALLS = (
          ("Idempotency-Key",)),
     Call("GET", f"{API}/feedback/stats", "Count the feedback in the log", "feedback_stats",
          contract.StatsResponse, refuses=(500, 503)),
+    Call("POST", f"{API}/cache/purge", "Delete kept predictions", "purge",
+         contract.PurgeResponse, contract.PurgeRequest, refuses=(400, 403, 413, 422, 500, 503)),
     Call("GET", "/health/live", "Whether this process answers", "live", contract.HealthResponse),
     Call("GET", "/health/ready", "Whether the service can classify", "ready", contract.HealthResponse, refuses=(503,)),
     Call("GET", "/health", "The same with details", "health", contract.HealthResponse, refuses=(503,)),
@@ -164,6 +166,13 @@ class Handlers:
         """Count the feedback."""
         stats = await self._service.feedback_stats()
         return _json(to_json(stats.model_dump()))
+
+    async def purge(self, request: Request) -> Response:
+        """Delete kept predictions."""
+        payload = parse(contract.PurgeRequest, await _read_body(request, self._settings.max_body_bytes))
+        purged = await self._service.purge(payload)
+        request.state.log = {"deleted": purged.deleted}
+        return _json(to_json(purged.model_dump()))
 
     async def live(self, _request: Request) -> Response:
         """Answer; that is the point."""

@@ -17,6 +17,7 @@ _TITLES = {
     error.status: error.title
     for error in (
         errors.BadRequest,
+        errors.Forbidden,
         errors.TooLarge,
         errors.InvalidInput,
         errors.Overloaded,

@@ -1,7 +1,8 @@
-"""Asking a running service over HTTP, for `intents classify`: any number of texts, any failure one line."""
+"""Asking a running service over HTTP, for the `intents` command: any number of texts, any failure one line."""
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -10,10 +11,10 @@ from deployments.client import HttpClient
 from deployments.core.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 MOST_TEXTS = 100
-"""In one batch, as the contract has it."""
+"""In one batch, as the contract has it; of a purge too, which takes more, since 100 of any length fit a body."""
 
 
 async def classify(address: str, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -22,9 +23,27 @@ async def classify(address: str, texts: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         StartupError: nothing answers at the address, or it answers with an error; one line.
     """
+    async with _client(address) as client:
+        return [answer for batch in _batches(texts) for answer in await client.classify_batch(batch)]
+
+
+async def purge(address: str, texts: Sequence[str]) -> int:
+    """Delete the kept predictions of `texts`; give how many there were. Raises as `classify` does."""
+    async with _client(address) as client:
+        return sum([await client.purge(batch) for batch in _batches(texts)])
+
+
+async def purge_all(address: str) -> int:
+    """Delete every kept prediction; give how many there were. Raises as `classify` does."""
+    async with _client(address) as client:
+        return await client.purge_all()
+
+
+@asynccontextmanager
+async def _client(address: str) -> AsyncIterator[HttpClient]:
     try:
         async with HttpClient(address) as client:
-            return [answer for batch in _batches(texts) for answer in await client.classify_batch(batch)]
+            yield client
     except aiohttp.InvalidURL:
         raise StartupError(f"{address} is not an address; --url takes one such as http://127.0.0.1:8000") from None
     except ConnectionError:

@@ -84,6 +84,22 @@ def test_corrections_go_on_while_the_log_is_away_and_after(service: Service):
     assert service.classify(text).headers["X-Cache"] == "correction"
 
 
+def test_a_purge_while_the_store_is_away_is_503(service: Service):
+    """Look-ups are misses meanwhile; an operator's explicit act is told that it was not done."""
+    store = service.store("predictions")
+    assert store
+    store.suspend()
+    try:
+        away = service.purge({"all": True})
+        meanwhile = service.classify(f"{uuid.uuid4()}")
+    finally:
+        store.resume()
+
+    assert (away.status, away.json()["type"], away.headers["Retry-After"]) == (503, "unavailable", "1")
+    assert (meanwhile.status, meanwhile.headers["X-Cache"]) == (200, "miss")
+    wait_for(lambda: service.purge({"all": True}).status == 200, 10, lambda: "purging never worked again")
+
+
 def test_health_names_the_part_that_is_away_and_stays_200(service: Service):
     """Degraded, not unavailable: the model can still answer."""
     store = service.store("predictions")

@@ -54,6 +54,7 @@ class FakeParts:
         self.kept: dict[str, Prediction] = {}
         self.corrections: dict[str, Correction] = {}
         self.outcomes: dict[str, Prediction | IntentGraphError] = {}
+        self.purge_error: IntentGraphError | None = None
         self.predicted: list[str] = []
         self.submissions: list[Submission] = []
         self.receipt: Receipt | IntentGraphError = Receipt("1-0", duplicate=False, applied=True)
@@ -64,6 +65,17 @@ class FakeParts:
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         self.kept |= predictions
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        return sum(self._gone(key) for key in keys)
+
+    async def purge_all(self) -> int:
+        return sum(self._gone(key) for key in list(self.kept))
+
+    def _gone(self, key: str) -> bool:
+        if self.purge_error:
+            raise self.purge_error
+        return self.kept.pop(key, None) is not None
 
     async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
         self.predicted += texts

@@ -17,6 +17,7 @@ from tests.unit.fakes import CountingMetrics, FakeParts, artifact
 CLASSIFY = f"{API}/classify"
 BATCH = f"{API}/classify/batch"
 FEEDBACK = f"{API}/feedback"
+PURGE = f"{API}/cache/purge"
 RECORD = {"text": "a", "original_intent": "reasoning", "correct_intent": "translation", "original_confidence": 0.5}
 
 
@@ -238,6 +239,92 @@ def test_feedback_while_the_log_is_away_is_503(client: TestClient, parts: FakePa
     answer = client.post(FEEDBACK, json=RECORD)
 
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+@pytest.mark.parametrize(
+    ("body", "deleted"),
+    [({"texts": ["a"]}, 1), ({"texts": ["a", "A", "x"] * 333, "all": False}, 1), ({"all": True}, 2)],
+)
+def test_a_purge_says_how_many_predictions_it_deleted(client: TestClient, body: dict[str, object], deleted: int):
+    """Of some texts, or all; the same text twice is deleted once."""
+    client.post(BATCH, json={"texts": ["a", "b"]})
+    answer = client.post(PURGE, json=body)
+
+    assert (answer.status_code, answer.json()) == (200, {"deleted": deleted})
+    assert client.post(CLASSIFY, json={"text": "a"}).headers["X-Cache"] == "miss"
+
+
+BAD_PURGES = {
+    "neither": (b"{}", 422),
+    "both": (b'{"texts":["a"],"all":true}', 422),
+    "not all": (b'{"all":false}', 422),
+    "a number for all": (b'{"all":1}', 422),
+    "a word for all": (b'{"all":"true"}', 422),
+    "no texts": (b'{"texts":[]}', 422),
+    "null": (b'{"texts":null}', 422),
+    "one text, bare": (b'{"texts":"a"}', 422),
+    "1,001 texts": (json.dumps({"texts": ["a"] * 1001}).encode(), 422),
+    "a blank text": (b'{"texts":["a"," "]}', 422),
+    "too long a text": (json.dumps({"texts": ["x" * 5001]}).encode(), 422),
+    "a number for a text": (b'{"texts":[1]}', 422),
+    "NUL": (b'{"texts":["a\\u0000"]}', 422),
+    "lone surrogate": (b'{"texts":["\\ud800"]}', 422),
+    "an array": (b'["a"]', 422),
+    "no body": (b"", 400),
+    "not JSON": (b"all", 400),
+    "3 MiB": (b'{"texts":["' + b"x" * 3 * 1024 * 1024 + b'"]}', 413),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PURGES)
+def test_a_bad_purge_is_a_4xx_and_deletes_nothing(client: TestClient, parts: FakeParts, name: str):
+    """Above all an empty body is not everything."""
+    client.post(CLASSIFY, json={"text": "a"})
+    body, status = BAD_PURGES[name]
+    answer = client.post(PURGE, content=body)
+
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert answer.json()["detail"]
+    assert len(parts.kept) == 1
+
+
+def test_a_purge_that_names_neither_is_told_what_to_send(client: TestClient):
+    """The message is the remedy."""
+    assert client.post(PURGE, json={}).json()["detail"] == 'body: send either "texts" or "all": true'
+
+
+def test_a_purge_while_the_store_is_away_is_503(client: TestClient, parts: FakeParts):
+    """Unlike a look-up it does not pretend."""
+    client.post(CLASSIFY, json={"text": "a"})
+    parts.purge_error = Unavailable("the prediction store is away")
+    answer = client.post(PURGE, json={"all": True})
+
+    assert (answer.status_code, answer.json()["type"], answer.headers["Retry-After"]) == (503, "unavailable", "1")
+
+
+def test_a_purge_by_anybody_is_403(parts: FakeParts, probes: FakeProbes, counted: CountingMetrics):
+    """There are no keys yet to tell an operator by."""
+    settings = Settings(auth="open")
+    client = TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    answer = client.post(PURGE, json={"all": True})
+
+    assert (answer.status_code, answer.json()["type"]) == (403, "forbidden")
+    assert "Retry-After" not in answer.headers
+
+
+@pytest.mark.parametrize("log_texts", [False, True])
+def test_the_log_line_of_a_purge_has_its_count_and_never_its_texts(
+    parts: FakeParts, probes: FakeProbes, counted: CountingMetrics, caplog: pytest.LogCaptureFixture, log_texts: bool
+):
+    """A thousand texts, or their lengths, would bury the line."""
+    caplog.set_level(logging.INFO)
+    settings = Settings(log_texts=log_texts)
+    client = TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    client.post(PURGE, json={"texts": ["secret"]})
+    (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
+
+    assert (line.status, line.deleted) == (200, 0)
+    assert "secret" not in str(vars(line))
 
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 200), ("degraded", 200), ("unavailable", 503)])

@@ -21,11 +21,14 @@ ANSWER = {
 
 
 class Service(BaseHTTPRequestHandler):
-    """Answers a batch as the service does; refuses the text `wrong`."""
+    """Answers a batch or a purge as the service does; refuses the text `wrong`. It keeps 7 predictions."""
 
     def do_POST(self) -> None:
-        texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["texts"]
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        texts = asked.get("texts", [])
         status, body = 200, {"results": [ANSWER] * len(texts)}
+        if self.path.endswith("/cache/purge"):
+            body = {"deleted": 7 if asked.get("all") else len(texts)}
         if "wrong" in texts:
             status, body = 422, {"type": "invalid-input", "detail": "texts.0: is wrong"}
         if self.path.startswith("/elsewhere"):
@@ -117,6 +120,47 @@ def test_no_text_is_an_error(intents, address):
     assert result.stderr.startswith("intents: no text came in")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "standard_input", "said"),
+    [
+        (["a"], None, "1 prediction deleted\n"),
+        (["a", "b"], None, "2 predictions deleted\n"),
+        (["-"], "one\n\ntwo\n" * 120, "240 predictions deleted\n"),
+        (["--all"], None, "7 predictions deleted\n"),
+    ],
+)
+def test_purging_says_how_many_predictions_went(intents, address, arguments, standard_input, said):
+    """Of the texts given, of those of standard input, or of all."""
+    result = intents("purge", "--url", address, *arguments, input=standard_input)
+
+    assert (result.exit_code, result.stdout) == (0, said)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--all", "a"), ("--all", "-")])
+def test_purging_needs_either_texts_or_all(intents, address, arguments):
+    """A slip of the keyboard must not empty the cache."""
+    result = intents("purge", "--url", address, *arguments, input="a\n")
+
+    assert (result.exit_code, result.stderr) == (1, "intents: give either texts or --all\n")
+
+
+def test_purging_nothing_of_standard_input_is_an_error(intents, address):
+    """An empty pipe is a mistake upstream, and above all not everything."""
+    result = intents("purge", "--url", address, "-", input="\n")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("intents: no text came in")
+
+
+def test_a_refused_purge_is_one_line(intents, address):
+    """As for every other call."""
+    result = intents("purge", "--url", address, "wrong")
+
+    assert result.exit_code == 1
+    assert "answers invalid-input: texts.0: is wrong" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_another_server_at_the_address_is_not_taken_for_the_service(intents, address):
     """A page that does not exist there is no classification."""
     result = intents("classify", "--url", f"{address}/elsewhere", "hello")
@@ -143,7 +187,7 @@ def test_training_on_a_missing_file_is_one_line(intents, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "classify", "train"])
+@pytest.mark.parametrize("command", ["up", "down", "status", "classify", "purge", "train"])
 def test_every_command_shows_examples(intents, command):
     """Most people read nothing else."""
     result = intents(command, "--help")

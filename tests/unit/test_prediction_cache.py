@@ -1,14 +1,19 @@
 """The prediction store's policy, against a real Valkey."""
 
 import asyncio
+import hashlib
 import random
+from fnmatch import fnmatchcase
 
 import pytest
 from redis.asyncio import Redis
 
 from deployments.core import metrics
 from deployments.core.connection import connect
-from deployments.core.prediction_cache import PredictionCache
+from deployments.core.errors import DeadlineExceeded, Unavailable
+from deployments.core.feedback_log import FeedbackLog, Submission
+from deployments.core.prediction_cache import PURGE_PAGE, PredictionCache
+from deployments.core.text import PREDICTION_KEYS, prediction_key
 from tests.unit.fakes import CountingMetrics, prediction
 
 
@@ -107,3 +112,111 @@ async def test_a_killed_store_is_all_misses_and_hits_come_back_with_it(store, co
     server.start()
     await predictions.put_many({"a": prediction()})
     assert await predictions.get_many(["a"]) == [prediction()]
+
+
+FOREIGN = ("ig", "ig:", "ig:{log}", "ig:{log}:v1", f"ig:{{{'0' * 63}}}:v1", f"ig:{{{'g' * 64}}}:v1", "user:{1}:name")
+"""Keys another program might have in the same store."""
+
+
+def keys_of(texts: range, version: str = "v1") -> list[str]:
+    return [prediction_key(f"text {index}", (), version) for index in texts]
+
+
+async def test_a_purge_deletes_the_named_keys_and_no_other(store, counted: CountingMetrics):
+    """And counts those that were there."""
+    predictions = cache(store[1], counted)
+    first, second = keys_of(range(2))
+    await predictions.put_many({first: prediction(), second: prediction()})
+
+    assert await predictions.purge([first, "never kept", first]) == 1
+    assert await predictions.get_many([first, second]) == [None, prediction()]
+
+
+async def test_a_purge_of_all_deletes_every_prediction_of_every_version(store, counted: CountingMetrics):
+    """Many pages of the store's keys; again, there is nothing left."""
+    predictions = cache(store[1], counted)
+    for version in ("v1", "2026.11-d0f6a01f"):
+        await predictions.put_many(dict.fromkeys(keys_of(range(5 * PURGE_PAGE), version), prediction()))
+
+    assert await predictions.purge_all() == 10 * PURGE_PAGE
+    assert await store[1].dbsize() == 0
+    assert await predictions.purge_all() == 0
+
+
+async def test_a_purge_of_all_leaves_other_programs_keys(store, counted: CountingMetrics):
+    """The store may be shared, also by many thousands of them."""
+    client, predictions = store[1], cache(store[1], counted)
+    foreign = dict.fromkeys(FOREIGN, "theirs") | {f"session:{index}": "theirs" for index in range(5 * PURGE_PAGE)}
+    await client.mset(foreign)
+    await predictions.put_many(dict.fromkeys(keys_of(range(PURGE_PAGE)), prediction()))
+
+    assert await predictions.purge_all() == PURGE_PAGE
+    assert await client.exists(*foreign) == len(foreign)
+
+
+async def test_a_purge_of_all_leaves_the_feedback_log_in_the_same_store(store, counted: CountingMetrics):
+    """Entries, counters, idempotency keys and the training cursor."""
+    client, predictions = store[1], cache(store[1], counted)
+    log = FeedbackLog(client, timeout_s=2)
+    record = {"text": "a", "original_intent": "x", "correct_intent": "y", "feedback_type": "correction"}
+    submission = Submission(record, hashlib.sha256(b"a").hexdigest(), applied=True, idempotency_key="k")
+    (receipt,) = await log.append([submission])
+    await client.set("{ig:log}:cursor", "0-0")
+    before, stats = await client.keys(), await log.stats()
+    await predictions.put_many(dict.fromkeys(keys_of(range(10)), prediction()))
+
+    assert await predictions.purge_all() == 10
+    assert (sorted(await client.keys()), await log.stats()) == (sorted(before), stats)
+    assert [(again.feedback_id, again.duplicate) for again in await log.append([submission])] == [
+        (receipt.feedback_id, True)
+    ]
+
+
+async def test_a_purge_of_all_that_runs_out_of_time_says_so(store, counted: CountingMetrics):
+    """It must not look done; what it deleted stays deleted, and the rest is still there."""
+    predictions = cache(store[1], counted)
+    await predictions.put_many(dict.fromkeys(keys_of(range(3 * PURGE_PAGE)), prediction()))
+
+    with pytest.raises(DeadlineExceeded, match="not all; send it again"):
+        await predictions.purge_all(timeout_s=0)
+    assert 0 < await store[1].dbsize() < 3 * PURGE_PAGE
+    assert predictions.available
+
+
+async def test_a_purge_while_the_store_is_away_or_frozen_is_an_error(store, counted: CountingMetrics):
+    """Told to the operator and counted, within seconds; then it works again by itself."""
+    server, client = store
+    predictions = cache(client, counted)
+    (key,) = keys_of(range(1))
+    await predictions.put_many({key: prediction()})
+    server.pause()
+    try:
+        with pytest.raises(Unavailable, match="did not purge"):
+            await asyncio.wait_for(predictions.purge_all(), 5)
+    finally:
+        server.resume()
+    server.kill()
+
+    with pytest.raises(Unavailable):
+        await predictions.purge([key])
+    assert counted.total(metrics.CACHE_ERRORS, operation="purge") == 2
+    server.start()
+    await predictions.put_many({key: prediction()})
+    assert await predictions.purge([key]) == 1
+
+
+async def test_a_store_that_forbids_purging_is_told(store, counted: CountingMetrics):
+    """An access list may keep SCAN from this user: nothing was deleted, and the message names no text and no URL."""
+    client = store[1]
+    await client.execute_command("ACL", "SETUSER", "default", "-scan")
+    try:
+        with pytest.raises(Unavailable, match=r"did not purge \(NoPermissionError\)"):
+            await cache(client, counted).purge_all()
+    finally:
+        await client.execute_command("ACL", "SETUSER", "default", "+scan")
+
+
+def test_the_glob_of_a_purge_is_every_prediction_key_and_no_other():
+    """The two are written apart and must not part."""
+    assert all(fnmatchcase(key, PREDICTION_KEYS) for key in keys_of(range(20), "2026.11-d0f6a01f"))
+    assert not any(fnmatchcase(key, PREDICTION_KEYS) for key in FOREIGN)

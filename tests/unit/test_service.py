@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from deployments.core import metrics
-from deployments.core.contract import FeedbackRecord
+from deployments.core.contract import FeedbackRecord, PurgeRequest
 from deployments.core.corrections import Correction
-from deployments.core.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
+from deployments.core.errors import DeadlineExceeded, Forbidden, InvalidInput, Overloaded, Unavailable
 from deployments.core.feedback_log import LogStats, Receipt
 from deployments.core.service import CachePolicy, IntentService
 from deployments.core.settings import Settings
@@ -182,9 +182,12 @@ async def test_a_duplicate_is_not_counted_as_another_correction(
     assert counted.total(metrics.FEEDBACK_CORRECTIONS, original_intent="reasoning", correct_intent="translation") == 0
 
 
-@pytest.mark.parametrize(("settings", "applied"), [({}, True), ({"auth": "open"}, False)])
-async def test_a_stranger_changes_nobodys_answers(parts: FakeParts, settings: dict[str, str], applied: bool):
-    """Open to other hosts without keys, corrections are recorded, not applied."""
+@pytest.mark.parametrize(
+    ("settings", "applied"),
+    [({}, True), ({"auth": "open"}, False), ({"auth": "open", "apply_untrusted": True}, True)],
+)
+async def test_a_stranger_changes_nobodys_answers(parts: FakeParts, settings: dict[str, object], applied: bool):
+    """Open to other hosts without keys, corrections are recorded, not applied, unless a setting says so."""
     service = IntentService(Settings(**settings), artifact(), parts, CountingMetrics())
     await service.submit_feedback(RECORD)
 
@@ -263,3 +266,61 @@ async def test_a_retry_under_a_key_drawn_here_is_the_first_submission(
 
     assert response.status == "recorded"
     assert counted.total(metrics.FEEDBACK_CORRECTIONS, original_intent="reasoning", correct_intent="translation") == 1
+
+
+async def test_a_purged_text_is_computed_again_and_others_are_not(service: IntentService, parts: FakeParts):
+    """However it is written: one key is one text."""
+    await service.classify(["a", "b"])
+    purged = await service.purge(PurgeRequest(texts=(" A ", "never seen")))
+    answers = await service.classify(["a", "b"])
+
+    assert purged.deleted == 1
+    assert answers.cache_states == ["miss", "hit-redis"]
+
+
+async def test_a_purge_of_all_leaves_corrections_and_the_log(service: IntentService, parts: FakeParts):
+    """They are people's word, not a cache."""
+    parts.corrections[correction_key("a")] = Correction("1-0", "translation", None, None, 0.0)
+    await service.submit_feedback(RECORD)
+    await service.classify(["a", "b"])
+    purged = await service.purge(PurgeRequest(all=True))
+    answers = await service.classify(["a", "b"])
+
+    assert purged.deleted == 2
+    assert answers.cache_states == ["correction", "miss"]
+    assert len(parts.submissions) == 1
+
+
+@pytest.mark.parametrize("apply_untrusted", [False, True])
+async def test_a_stranger_purges_nothing(parts: FakeParts, apply_untrusted: bool):
+    """Nor does one whose corrections are believed: to correct a text is not to operate the service."""
+    settings = Settings(auth="open", apply_untrusted=apply_untrusted)
+    service = IntentService(settings, artifact(), parts, CountingMetrics())
+    await service.classify(["a"])
+
+    for request in (PurgeRequest(all=True), PurgeRequest(texts=("a",))):
+        with pytest.raises(Forbidden, match="auth: open"):
+            await service.purge(request)
+    assert len(parts.kept) == 1
+
+
+async def test_a_purge_works_with_caching_off(parts: FakeParts):
+    """What was kept before is still in the store."""
+    parts.kept["old"] = prediction()
+    service = IntentService(Settings(enable_caching=False), artifact(), parts, CountingMetrics())
+
+    assert (await service.purge(PurgeRequest(all=True))).deleted == 1
+
+
+async def test_a_purge_that_takes_too_long_is_ended():
+    """With the time of any other request."""
+
+    class Stuck(FakeParts):
+        async def purge_all(self) -> int:
+            await asyncio.Event().wait()
+            return 0
+
+    service = IntentService(Settings(request_timeout_s=0.01), artifact(), Stuck(), CountingMetrics())
+
+    with pytest.raises(DeadlineExceeded):
+        await service.purge(PurgeRequest(all=True))
