@@ -319,6 +319,18 @@ def train(
         run_training(data, out, labels=labels, evaluation=evaluate or (), recipe=recipe, progress=True)
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def load(context: typer.Context) -> None:
+    """Send traffic to a service and measure it: open loop, honest latencies, counts held against the server's."""
+    from loadgen.cli import app as loadgen
+    from loadgen.cli import run_app
+
+    run_app(loadgen, "intents load", context.args)
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,

@@ -1,5 +1,6 @@
 """What may be imported where."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,17 @@ def test_only_the_graph_binds():
     sources = (ROOT / "deployments").rglob("*.py")
 
     assert [path.name for path in sources if "serve.deployment(" in path.read_text()] == ["graph.py"]
+
+
+def test_the_load_generator_knows_nothing_of_the_service():
+    """It measures what anybody could: no module of it imports `deployments`, not even where it is used."""
+    sources = [path for path in (ROOT / "loadgen").rglob("*.py") if "deployments" in _imported(path)]
+
+    assert sources == []
+
+
+def _imported(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}

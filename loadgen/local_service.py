@@ -1,0 +1,60 @@
+"""The service of this checkout, started for a measurement by its own command, with folders of its own.
+
+Used as its users use it: `intents up` in the background, HTTP, `intents down`. Nothing of it is imported.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from loadgen.load import LoadError
+
+START_TIMEOUT_S = 180
+STOP_TIMEOUT_S = 60
+
+
+class LocalService:
+    """Starts on entry, stops on exit; the user's own data and state stay untouched."""
+
+    def __init__(self, port: int = 8000) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.started_in_s = 0.0
+        self._port = port
+        self._folder = tempfile.TemporaryDirectory(prefix="intents-")
+
+    def __enter__(self) -> Self:
+        started_s = time.monotonic()
+        try:
+            self._intents("up", "--detach", "--port", str(self._port), timeout_s=START_TIMEOUT_S)
+        except BaseException:
+            self._stop()
+            raise
+        self.started_in_s = time.monotonic() - started_s
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._intents("down", timeout_s=STOP_TIMEOUT_S)
+        self._folder.cleanup()
+
+    def _intents(self, *arguments: str, timeout_s: float) -> None:
+        folder = self._folder.name
+        result = subprocess.run(  # noqa: S603 — the command is our own
+            [Path(sys.executable).parent / "intents", *arguments],
+            env=os.environ | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if result.returncode:
+            raise LoadError(f"`intents {arguments[0]}` failed: {result.stderr.strip() or result.stdout.strip()}")

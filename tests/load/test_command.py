@@ -1,0 +1,126 @@
+"""The command line: what it says and with which exit code it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.load.conftest import StartStub
+
+LOADGEN = [sys.executable, "-m", "loadgen"]
+SHORT = ["--lengths", "12:1", "--warmup", "1", "--duration", "2", "--settle", "0.5", "--max-lag-ms", "1000"]
+
+
+def loadgen(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*LOADGEN, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--rate", "-4"], "rate is -4.0"),
+        (["--rate", "fast"], "Invalid value for '--rate'"),
+        (["--arrivals", "wild"], "arrivals is 'wild'"),
+        (["--target", "localhost:8000"], "give http://HOST:PORT"),
+        (["--target", "http://127.0.0.1:1"], "nothing answers at http://127.0.0.1:1"),
+        (["--assert", "hit.p99<10"], "needs its unit"),
+        (["--corpus", "/no/such/file"], "/no/such/file"),
+        (["--arrivals", "trace"], "trace"),
+        (["--texts", "unique", "--cache-state", "warm"], "unique texts come once"),
+        (["compare", "/no/such/a.json", "/no/such/b.json"], "/no/such/a.json"),
+        (["slo", "--low", "100", "--high", "10"], "give a low below the high"),
+    ],
+)
+def test_wrong_usage_is_a_clear_line_and_exit_code_2(arguments: list[str], complaint: str):
+    """No stack, and nothing is sent."""
+    result = loadgen(*arguments)
+
+    assert result.returncode == 2
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_prints_its_report_and_writes_it_with_plots(start_stub: StartStub, tmp_path: Path):
+    """Progress goes to standard error, the report to standard output, a line every few seconds without a terminal."""
+    url, _ = start_stub()
+    out, plots = tmp_path / "run.json", tmp_path / "plots"
+
+    result = loadgen("--target", url, "--rps", "100", *SHORT, "--out", str(out), "--plots", str(plots))
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("VALID, open loop")
+    assert "server and client agree" in result.stdout
+    assert "0/3 s | warm-up" in result.stderr
+    report = json.loads(out.read_text())
+    assert report["settings"]["traffic"]["rate"] == 100
+    assert report["machine"]["cores"] >= 1
+    assert {"python", "aiohttp", "ray"} <= report["versions"].keys()
+    assert all(path.stat().st_size > 10_000 for path in plots.glob("*.png"))
+    assert list(plots.glob("*.png"))
+
+
+def test_assertions_decide_the_exit_code(start_stub: StartStub):
+    """0 when they hold, 1 when one does not; each is printed."""
+    url, _ = start_stub()
+
+    held = loadgen("--target", url, *SHORT, "--assert", "error_rate<0.001", "--assert", "all.count>=10")
+    broken = loadgen("--target", url, *SHORT, "--assert", "error_rate<0.001", "--assert", "miss.p50<1us")
+
+    assert held.returncode == 0
+    assert broken.returncode == 1
+    assert "holds: error_rate<0.001" in broken.stdout
+    assert "FAILS: miss.p50<1us" in broken.stdout
+
+
+def test_ctrl_c_ends_a_run_with_what_was_seen(start_stub: StartStub, tmp_path: Path):
+    """The report is printed and written, the exit code is the shell's for Ctrl-C, and no process is left."""
+    url, _ = start_stub()
+    out = tmp_path / "run.json"
+    command = [*LOADGEN, "--target", url, "--rate", "100", *SHORT, "--duration", "60", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        while "warm-up" not in process.stderr.readline():
+            pass
+        time.sleep(4)  # into the measured part
+
+        process.send_signal(signal.SIGINT)
+        output, progress = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert "interrupted after" in progress
+    assert "ENDED EARLY, interrupted" in output
+    report = json.loads(out.read_text())
+    assert report["ended"] == "interrupted"
+    assert report["valid"]
+    assert report["calls"]["miss"] > 20
+    assert report["reconciliation"]["agrees"]
+
+
+def test_compare_holds_two_reports_against_each_other(start_stub: StartStub, tmp_path: Path):
+    """With the ratio of each percentile."""
+    url, _ = start_stub()
+    reports = [tmp_path / "a.json", tmp_path / "b.json"]
+    for out in reports:
+        assert loadgen("--target", url, *SHORT, "--duration", "6", "--out", str(out)).returncode == 0
+
+    result = loadgen("compare", *map(str, reports))
+
+    assert result.returncode == 0, result.stderr
+    assert "p99" in result.stdout
+
+
+def test_slo_finds_a_rate_that_holds(start_stub: StartStub):
+    """A stub that refuses every hundredth call keeps no objective of 0.1 % failures, but one of 5 %."""
+    url, _ = start_stub("--shed-every", "100")
+    search = ["slo", "--target", url, "--low", "40", "--high", "60", "--precision", "0.3", "--repeats", "1"]
+    search += ["--lengths", "12:1", "--warmup", "0.5", "--duration", "3", "--p99-ms", "1000", "--max-lag-ms", "1000"]
+
+    lenient, strict = loadgen(*search, "--errors", "0.05"), loadgen(*search, "--errors", "0.001")
+
+    assert (lenient.returncode, strict.returncode) == (0, 1)
+    assert "60.0/s, goodput" in lenient.stdout
+    assert "does not hold even at 40/s" in strict.stdout

@@ -1,0 +1,131 @@
+"""Whole runs against a stub: what is measured, what is counted, and how a run ends."""
+
+import pytest
+
+from loadgen.load import Load, LoadError
+from loadgen.run import measure
+from loadgen.terminal import COORDINATED_OMISSION, render
+from loadgen.traffic import Traffic
+from tests.load.conftest import StartStub
+from tests.load.watchers import Killer, OtherCaller, printed
+
+SHORT = {"lengths": "12:1", "warmup_s": 1.0, "duration_s": 3.0}
+
+
+def load(target: str, **traffic: object) -> Load:
+    """A short load of short texts; `max_lag_ms` is not what these tests are about."""
+    return Load(target=target, traffic=Traffic(**SHORT | traffic), max_lag_ms=1000, settle_s=0.5, timeout_s=5)
+
+
+@pytest.mark.timeout(120)
+def test_open_loop_shows_a_stall_and_the_closed_loop_hides_it(start_stub: StartStub):
+    """A second of standstill in ten holds up everybody who comes meanwhile, and few of those who wait for answers."""
+    url, _ = start_stub("--stall-every-s", "10", "--stall-s", "1")
+    times = {"warmup_s": 1.0, "duration_s": 10.0}
+
+    open_loop = measure(load(url, rate=100, **times))
+    closed_loop = measure(load(url, arrivals="closed", connections=8, **times))
+
+    p99 = {report.loop: report.summary("all").p99_ms for report in (open_loop, closed_loop)}
+    assert 800 <= p99["open"] <= 1100
+    assert p99["closed"] < 100
+    assert closed_loop.summary("all").max_ms > 900  # it was there, and one caller in a thousand saw it
+    assert COORDINATED_OMISSION in printed(render, closed_loop)
+    assert COORDINATED_OMISSION not in printed(render, open_loop)
+
+
+def test_client_and_server_counts_agree_exactly_and_the_hit_rate_is_the_predicted_one(start_stub: StartStub):
+    """Batches, feedback, refusals and variants included; warm-up too, for the server knows of none."""
+    url, _ = start_stub("--shed-every", "50")
+
+    report = measure(load(url, rate=400, distinct=2000, batch=0.1, feedback=0.1, variants=0.2))
+
+    rows = {row.name: row for row in report.reconciliation.counts}
+    assert all(row.low == row.high for row in rows.values())
+    assert report.reconciliation.agrees
+    assert rows["texts answered"].server > 1000
+    assert rows["overloaded (429)"].server > 0
+    assert rows["feedback recorded"].server > 100
+    assert report.hit_rate == pytest.approx(report.predicted_hit_rate, abs=0.02)
+
+
+def test_somebody_else_on_the_server_is_noticed(start_stub: StartStub):
+    """Its counts are then not the client's, and the report says so."""
+    url, _ = start_stub()
+
+    report = measure(load(url, rate=50).model_copy(update={"metrics_url": f"{url}/metrics"}), OtherCaller(url))
+
+    assert not report.reconciliation.agrees
+    assert "somebody else" in report.reconciliation.note
+
+
+def test_callers_who_leave_widen_the_counts_that_agree(start_stub: StartStub):
+    """Nobody knows whether their texts were counted."""
+    url, _ = start_stub("--stall-every-s", "1", "--stall-s", "0.2")
+
+    report = measure(load(url, rate=200, cancel=0.5))
+
+    assert report.calls["cancelled"] > 0
+    assert any(row.low < row.high for row in report.reconciliation.counts)
+    assert report.reconciliation.agrees
+    assert report.error_rate == 0
+
+
+@pytest.mark.parametrize("state", ["cold", "warm", "fresh"])
+def test_the_cache_is_brought_to_its_state_first(start_stub: StartStub, state: str):
+    """Warm: hits alone. Cold and fresh: what was sent before does not count, so the first ask of a text is a miss."""
+    url, _ = start_stub()
+    traffic = {"rate": 100, "distinct": 100, "warmup_s": 0}
+    measure(load(url, **traffic).model_copy(update={"cache_state": "as-is"}))
+
+    report = measure(load(url, **traffic).model_copy(update={"cache_state": state}))
+
+    assert report.texts.get("miss", 0) == (0 if state == "warm" else pytest.approx(100, abs=30))
+    assert report.hit_rate == pytest.approx(report.predicted_hit_rate, abs=0.02)
+
+
+def test_a_dead_target_is_one_clear_line():
+    """Before any worker starts."""
+    with pytest.raises(LoadError, match=r"nothing answers at http://127\.0\.0\.1:1"):
+        measure(load("http://127.0.0.1:1"))
+
+
+def test_a_target_that_is_another_server_is_one_clear_line(start_stub: StartStub):
+    """Its refusal is shown."""
+    url, _ = start_stub()
+
+    with pytest.raises(LoadError, match="answers 404"):
+        measure(load(url).model_copy(update={"api_path": "/elsewhere"}))
+
+
+def test_a_target_that_dies_ends_the_run_with_what_was_seen(start_stub: StartStub):
+    """Not at once, for it may come back; after some seconds of nothing but failed connections."""
+    url, process = start_stub()
+
+    report = measure(load(url, rate=100, duration_s=60), Killer(process, after_s=3))
+
+    assert report.ended == "target died"
+    assert 0 < report.measured_s < 20
+    assert report.summary("all").count > 100
+    assert report.calls["connection"] > 100
+    assert not report.valid
+    assert report.reconciliation.note == "the server's counters could not be read afterwards"
+
+
+def test_more_than_may_be_under_way_is_not_sent_and_makes_the_run_invalid(start_stub: StartStub):
+    """Nobody is kept waiting in the client where no measurement sees it."""
+    url, _ = start_stub("--stall-every-s", "2", "--stall-s", "1.5")
+
+    report = measure(load(url, rate=200).model_copy(update={"max_in_flight": 10}))
+
+    assert any("were not sent" in reason for reason in report.invalid_because)
+
+
+def test_a_late_load_generator_makes_the_run_invalid(start_stub: StartStub):
+    """Its own lateness is measured, and held against a limit."""
+    url, _ = start_stub()
+
+    report = measure(load(url, rate=200).model_copy(update={"max_lag_ms": 0.001}))
+
+    assert report.send_lag.p99_ms > 0.001
+    assert any("send lag" in reason for reason in report.invalid_because)
