@@ -23,10 +23,9 @@ from loadgen.distribution import (
     Distribution,
     Values,
     column_counts,
-    members,
     percentile_rank,
 )
-from loadgen.report import Report, Window
+from loadgen.report import Report, Window, members
 
 MIN_BLOCKS = 5
 MIN_BEYOND = 5

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from loadgen.distribution import Distribution, members
-from loadgen.report import GROUPS, SERIES, Report
+from loadgen.distribution import Distribution
+from loadgen.report import GROUPS, SERIES, Report, members
 
 SUBJECTS = (*SERIES, *GROUPS, "send_lag")
 SHARES = ("error_rate", "hit_rate", "shed_rate")

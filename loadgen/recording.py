@@ -7,7 +7,8 @@ call, for the server knows of no warm-up.
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from loadgen.report import FAILED_SERIES, GROUPS, Latency, Window, empty_histogram
+from loadgen.distribution import empty_histogram
+from loadgen.report import FAILED_SERIES, GROUPS, Latency, Window
 
 if TYPE_CHECKING:
     from hdrh.histogram import HdrHistogram

@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 from hdrh.histogram import HdrHistogram
 from pydantic import BaseModel, ConfigDict
 
+from loadgen.distribution import Distribution, merged
+
 SCHEMA: Literal[1] = 1
 HIT_SERIES = ("hit-local", "hit-redis")
 ANSWERED_SERIES = (*HIT_SERIES, "miss", "correction", "bypass", "unknown", "batch")
@@ -43,17 +45,19 @@ class Latency(Document):
 
     @classmethod
     def of(cls, histogram: HdrHistogram) -> Self:
-        """Summarise a histogram of microseconds."""
-        at = histogram.get_value_at_percentile
+        """Summarise a histogram of microseconds that holds a call at least."""
+        distribution = Distribution.of_histogram(histogram)
+        assert distribution
+        at = distribution.percentile_ms
         return cls(
-            count=histogram.get_total_count(),
-            mean_ms=histogram.get_mean_value() / 1000,
-            p50_ms=at(50) / 1000,
-            p90_ms=at(90) / 1000,
-            p95_ms=at(95) / 1000,
-            p99_ms=at(99) / 1000,
-            p999_ms=at(99.9) / 1000,
-            max_ms=histogram.get_max_value() / 1000,
+            count=distribution.count,
+            mean_ms=distribution.mean_ms,
+            p50_ms=at(50),
+            p90_ms=at(90),
+            p95_ms=at(95),
+            p99_ms=at(99),
+            p999_ms=at(99.9),
+            max_ms=distribution.max_ms,
             histogram=histogram.encode().decode(),
         )
 
@@ -161,18 +165,10 @@ class Report(Document):
 
     def summary(self, name: str) -> Latency | None:
         """The latency of a series or of a group of them; None where nothing of it was seen."""
-        members = [self.latency[each] for each in GROUPS.get(name, (name,)) if each in self.latency]
-        return Latency.of(merged([each.histogram for each in members])) if members else None
+        seen = [self.latency[series].histogram for series in members(name) if series in self.latency]
+        return Latency.of(merged(seen)) if seen else None
 
 
-def merged(encoded: list[str]) -> HdrHistogram:
-    """The sum of encoded histograms; empty for none."""
-    total = empty_histogram()
-    for each in encoded:
-        total.decode_and_add(each)
-    return total
-
-
-def empty_histogram() -> HdrHistogram:
-    """1 µs to 10 minutes at three significant digits: an error of at most 0.1 %."""
-    return HdrHistogram(1, 600_000_000, 3)
+def members(name: str) -> tuple[str, ...]:
+    """The series that a name stands for: those of a group, or the series itself."""
+    return GROUPS.get(name, (name,))

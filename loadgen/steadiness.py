@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, Steadiness, Window, merged
+from loadgen.distribution import merged
+from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, Steadiness, Window
 
 THIRDS = 3
 MIN_WINDOWS = 6

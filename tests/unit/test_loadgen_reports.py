@@ -15,9 +15,9 @@ from loadgen import criteria
 from loadgen.bootstrap import MIN_BLOCKS, Resampled, _blocks, tails
 from loadgen.compare import Comparison, Difference, compare
 from loadgen.compare import render as render_comparison
-from loadgen.distribution import Distribution
+from loadgen.distribution import Distribution, merged
 from loadgen.load import LoadError
-from loadgen.report import SERIES, Counted, Latency, Reconciliation, Report, Steadiness, Window, merged
+from loadgen.report import SERIES, Counted, Reconciliation, Report, Steadiness, Window
 from loadgen.terminal import milliseconds, print_table, render
 from tests.unit.reports import encode, report
 
@@ -85,12 +85,6 @@ class TestDistribution:
 
     def test_of_no_call_there_is_none(self):
         assert Distribution.of([]) is None
-
-    def test_made_up_latency_is_what_the_report_would_hold(self):
-        """So that the other tests stand on real ground."""
-        made = report(WINDOWS)
-
-        assert made.latency["miss"] == Latency.of(merged([made.latency["miss"].histogram]))
 
 
 class TestTerminal:
