@@ -111,14 +111,17 @@ class Recording:
 
     @property
     def windows(self) -> list[Window]:
-        """The measured time in stretches, by intended send time."""
+        """The measured time in stretches, by intended send time, up to the last that saw a call."""
         return [
             Window(
                 start_s=self.warmup_s + number * self._window_s,
                 length_s=self._window_s,
-                series={series: histogram.encode().decode() for series, histogram in sorted(window.items())},
+                series={
+                    series: histogram.encode().decode()
+                    for series, histogram in sorted(self._windows.get(number, {}).items())
+                },
             )
-            for number, window in sorted(self._windows.items())
+            for number in range(max(self._windows, default=-1) + 1)
         ]
 
     @property

@@ -23,6 +23,7 @@ CLASSIFICATION = {
     "suggested_techniques": ["zero_shot"],
     "metadata": {"model_version": "stub", "source": "model", "tokens": 12, "truncated": False},
 }
+ONE_CLASSIFICATION = json.dumps(CLASSIFICATION).encode()
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 REASONS = {200: "OK", 201: "Created", 404: "Not Found", 429: "Too Many Requests", 503: "Service Unavailable"}
@@ -54,13 +55,13 @@ class Stub:
             time.sleep(self._behaviour.stall_s)  # on the event loop: everybody waits
             self._next_stall_s = time.monotonic() + self._behaviour.stall_every_s - self._behaviour.stall_s
         if path == "/metrics":
-            return _response(200, self._exposition(), "text/plain")
+            return _response(200, self._exposition().encode(), "text/plain")
         return self._call(path.rpartition("/api/v1/intents")[2], json.loads(body or b"{}"))
 
     def _call(self, path: str, payload: Any) -> bytes:
         match path:
             case "/classify":
-                return self._classified([payload["text"]], CLASSIFICATION)
+                return self._classified([payload["text"]], ONE_CLASSIFICATION)
             case "/classify/batch":
                 texts = payload["texts"]
                 return self._classified(texts, {"results": [CLASSIFICATION] * len(texts), "count": len(texts)})
@@ -102,7 +103,7 @@ class Stub:
 
 
 def _response(status: int, content: object, media_type: str = JSON, cache: str = "") -> bytes:
-    body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
     head = f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
     return (head + (f"X-Cache: {cache}\r\n" if cache else "") + "\r\n").encode() + body
 

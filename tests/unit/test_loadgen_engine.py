@@ -44,7 +44,7 @@ class TestRecording:
         recording = recorded(sample(at_s=7.2, latency_s=1.2345), sample(at_s=7.9), sample(at_s=5.0))
 
         assert recording.latency["hit-redis"].max_ms == pytest.approx(1234.5, rel=0.001)
-        assert [window.start_s for window in recording.windows] == [5, 7]
+        assert [(window.start_s, len(window.series)) for window in recording.windows] == [(5, 1), (6, 0), (7, 1)]
 
     def test_windows_stay_few_in_long_runs(self):
         recording = recorded(*(sample(at_s=float(second)) for second in range(3600)), warmup_s=0, duration_s=3600)

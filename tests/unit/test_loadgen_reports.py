@@ -293,6 +293,13 @@ class TestPlots:
         assert cumulative.get_lines()[1].get_ydata() == pytest.approx([0, 50, 100])
         assert tail.get_lines()[1].get_xdata() == pytest.approx([1, 2, 120])
 
+    def test_failed_calls_are_apart_from_the_answered(self):
+        from loadgen.plots import _figure
+
+        lines = _figure(report([{"miss": [20.0] * 9, "timeout": [30_000.0] * 9}])).axes[0].get_lines()
+
+        assert [line.get_ydata()[0] for line in lines] == pytest.approx([20, 20, 20, 30_000], rel=0.001)
+
     def test_a_missing_window_breaks_the_line(self):
         from loadgen.plots import _figure
 
