@@ -10,7 +10,7 @@ STAMP := $(VENV)/installed
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check clean .venv
+.PHONY: help serve test bench check clean .venv
 
 help: ## list what there is
 	@sed -n 's/^\([a-z.]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -20,6 +20,9 @@ serve: $(STAMP) ## run the whole service on this machine until Ctrl-C
 
 test: $(STAMP) ## run every test
 	$(BIN)/python -m pytest
+
+bench: $(STAMP) ## measure the README's table of numbers on this machine, about 8 minutes
+	@$(BIN)/python -m loadgen.bench --readme README.md
 
 check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .

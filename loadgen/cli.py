@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,11 +63,8 @@ def main() -> None:
 
 
 def run_app(application: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a command line, the process's own arguments when none are given; Ctrl-C is a line and an exit code."""
-    try:
-        application(arguments, prog_name=name)
-    except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
+    """Run a command line, the process's own arguments when none are given."""
+    application(arguments, prog_name=name)
 
 
 def fail(message: str, code: int = MISUSED) -> None:
@@ -80,8 +78,6 @@ Target = Annotated[
     typer.Option("--target", "--url", help="http://HOST:PORT, or handle:APPLICATION of the cluster at RAY_ADDRESS."),
 ]
 Rate = Annotated[float, typer.Option("--rate", "--rps", help="Requests a second; the highest of step, ramp, diurnal.")]
-Duration = Annotated[float, typer.Option(help="Seconds measured.")]
-Warmup = Annotated[float, typer.Option(help="Seconds before them that are left out.")]
 Workers = Annotated[int, typer.Option(help="Processes that send.")]
 Arrivals = Annotated[
     str, typer.Option(help="poisson, constant, step, ramp, diurnal, trace, or closed (hides waits; labelled so).")
@@ -118,9 +114,14 @@ Out = Annotated[Path | None, typer.Option(help="Write the report as JSON.")]
 )
 def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
     target: Target = DEFAULT_URL,
+    api_path: Annotated[str, typer.Option(help="Where the calls stand below the address.")] = "/api/v1/intents",
     rate: Rate = 50.0,
-    duration: Duration = 30.0,
-    warmup: Warmup = 5.0,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds measured; 30, or the whole trace, when absent.")
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Seconds before them that are left out; 5, or 0 of a trace, when absent.")
+    ] = None,
     arrivals: Arrivals = "poisson",
     from_rate: Annotated[
         float | None, typer.Option(help="The lowest rate of step, ramp, diurnal; a tenth of --rate when absent.")
@@ -151,6 +152,9 @@ def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
         str | None, typer.Option(help="The server's counters; /metrics of an HTTP target when absent.")
     ] = None,
     settle: Annotated[float, typer.Option(help="Seconds at rest after which the server's counts have arrived.")] = 2.5,
+    counts_must_agree: Annotated[
+        bool, typer.Option("--counts-must-agree", help="Exit with 1 unless the server counted what was sent.")
+    ] = False,
     out: Out = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for plots (PNG).")] = None,
     assertions: Annotated[
@@ -159,9 +163,16 @@ def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
 ) -> None:
     """Send traffic and report; a partial report is kept when it ends early."""
     from loadgen import criteria
+    from loadgen.display import display_for
+    from loadgen.run import measure
+    from loadgen.schedule import trace_length_s
+    from loadgen.terminal import render
 
     with clear_errors():
         wanted = [criteria.parse(each) for each in assertions or ()]
+        _check_places(out, plots)
+        if trace and duration is None:
+            duration = trace_length_s(trace, trace_speed)
         traffic = built(
             Traffic,
             seed=seed,
@@ -173,8 +184,8 @@ def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
             connections=connections,
             trace=trace,
             trace_speed=trace_speed,
-            warmup_s=warmup,
-            duration_s=duration,
+            warmup_s=warmup if warmup is not None else 0.0 if trace else 5.0,
+            duration_s=30.0 if duration is None else duration,
             texts=texts,
             zipf_s=zipf,
             distinct=distinct,
@@ -191,6 +202,7 @@ def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
         load = built(
             Load,
             target=target,
+            api_path=api_path,
             traffic=traffic,
             workers=workers,
             timeout_s=timeout,
@@ -199,12 +211,19 @@ def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
             metrics_url=metrics_url,
             settle_s=settle,
         )
-        report = measured(load)
-        keep(report, out, plots)
+        report = measure(load, display_for(Console(stderr=True)))
+        if out:
+            report.write(out)  # before anything is printed: a closed pipe must not cost it
+        render(report, Console())
         held = [criterion.check(report) for criterion in wanted]
-    for outcome in held:
-        sys.stdout.write(f"{'holds' if outcome.held else 'FAILS'}: {outcome.text}\n")
-    sys.exit(exit_code(report, all(outcome.held for outcome in held)))
+        for outcome in held:
+            sys.stdout.write(f"{'holds' if outcome.held else 'FAILS'}: {outcome.text}\n")
+        if out:
+            sys.stdout.write(f"report in {out}\n")
+        if plots:
+            _draw(report, plots)
+    agrees = report.reconciliation is not None and report.reconciliation.agrees
+    sys.exit(_exit_code(report, all(outcome.held for outcome in held) and (agrees or not counts_must_agree)))
 
 
 @app.command(epilog=examples("python -m loadgen compare before.json after.json"))
@@ -279,6 +298,8 @@ def slo(  # noqa: PLR0913, PLR0917 — one parameter for each option
         if out:
             found.write(out)
         render(found, Console())
+    if found.ended == "interrupted":
+        sys.exit(INTERRUPTED)
     sys.exit(0 if found.rate_per_s is not None else NOT_BELIEVED)
 
 
@@ -299,34 +320,28 @@ def clear_errors() -> Iterator[None]:
     """End with a clear line on what is wrong with the usage, the files or the target."""
     try:
         yield
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
     except (LoadError, ValueError, OSError) as error:
         fail(str(error))
 
 
-def measured(load: Load) -> Report:
-    """Run a load with its progress on the terminal (standard error), and its report on standard output."""
-    from loadgen.display import display_for
-    from loadgen.run import measure
-    from loadgen.terminal import render
-
-    report = measure(load, display_for(Console(stderr=True)))
-    render(report, Console())
-    return report
+def _check_places(out: Path | None, plots: Path | None) -> None:
+    """Refuse before the run what would lose its report after it."""
+    if out and not out.absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.absolute().parent}")
+    if plots and find_spec("matplotlib") is None:
+        raise ValueError("--plots needs matplotlib; install it with `pip install 'intentgraph[plots]'`")
 
 
-def keep(report: Report, out: Path | None, plots: Path | None) -> None:
-    """Write the report, and its plots, where they were asked for."""
-    if out:
-        report.write(out)
-        sys.stdout.write(f"report in {out}\n")
-    if plots:
-        from loadgen.plots import write_plots
+def _draw(report: Report, plots: Path) -> None:
+    from loadgen.plots import write_plots
 
-        for path in write_plots(report, plots):
-            sys.stdout.write(f"plot in {path}\n")
+    for path in write_plots(report, plots):
+        sys.stdout.write(f"plot in {path}\n")
 
 
-def exit_code(report: Report, held: bool) -> int:
+def _exit_code(report: Report, held: bool) -> int:
     """What a script is told of a finished run."""
     if report.ended == "interrupted":
         return INTERRUPTED

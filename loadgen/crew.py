@@ -1,15 +1,19 @@
 """The worker processes of one run: started together, read while they send, stopped together whatever happens."""
 
 import multiprocessing
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Literal
 
 from loadgen.display import Display, Recent
 from loadgen.load import Load, LoadError
 from loadgen.recording import Recording, Sample
-from loadgen.report import ANSWERED_SERIES
 from loadgen.worker import LAST_WAIT_S, Tick, work
 
 READY_TIMEOUT_S = 60.0
@@ -20,7 +24,7 @@ DEAD_AFTER_S = 5.0
 DEAD_AFTER_CALLS = 20
 UPDATE_INTERVAL_S = 0.5
 
-Ended = Literal["complete", "interrupted", "target died"]
+Ended = Literal["complete", "interrupted", "target died", "worker died"]
 
 
 class Crew:
@@ -36,6 +40,7 @@ class Crew:
         self._predicted_hit_rate = predicted_hit_rate
         self._recent = Recent()
         self._life = _Life()
+        self._stopping = False
         self._in_flight: dict[Connection, int] = {}
         self._unsent: dict[Connection, int] = {}
 
@@ -50,17 +55,14 @@ class Crew:
         Raises:
             LoadError: a worker could not reach the target.
         """
-        context = multiprocessing.get_context("spawn")  # a fork would inherit event loops and Ray's threads
         processes: list[BaseProcess] = []
         pipes: list[Connection] = []
         try:
-            for worker in range(self._load.workers):
-                here, there = context.Pipe()
-                process = context.Process(target=work, args=(self._load, worker, self._intent, there), daemon=True)
-                process.start()
-                there.close()
-                processes.append(process)
-                pipes.append(here)
+            with _stop_signals(signal.SIG_IGN):  # inherited: Ctrl-C reaches the whole group, and this process decides
+                for worker in range(self._load.workers):
+                    process, pipe = _start(self._load, worker, self._intent)
+                    processes.append(process)
+                    pipes.append(pipe)
             return self._gather_until_done(pipes)
         finally:
             _end(processes, pipes)
@@ -71,39 +73,43 @@ class Crew:
         start_s = time.monotonic() + HEAD_START_S
         for pipe in pipes:
             pipe.send(start_s)
-        ended: Ended = "complete"
-        try:
-            if not self._gather(set(pipes), start_s):
-                ended = "target died"
-        except KeyboardInterrupt:
-            ended = "interrupted"
-        elapsed_s = time.monotonic() - start_s
-        if ended != "complete":
-            self._display.tell(f"{ended} after {elapsed_s:.1f} s; stopping {len(pipes)} workers")
-            self._stop(set(pipes), start_s)
+        running = set(pipes)
+        with _stop_signals(self._ask_to_stop):  # a flag, for an exception in the midst of a read would lose samples
+            ended = self._gather(running, start_s)
+            elapsed_s = time.monotonic() - start_s
+            if ended != "complete":
+                self._display.tell(f"{ended} after {elapsed_s:.1f} s; stopping {len(running)} workers")
+                for pipe in running:
+                    _say_stop(pipe)
+                self._gather(running, start_s, until_s=time.monotonic() + STOP_TIMEOUT_S)
         return ended, elapsed_s
 
-    def _stop(self, pipes: set[Connection], start_s: float) -> None:
-        for pipe in pipes:
-            _say_stop(pipe)
-        self._gather(pipes, start_s, until_s=time.monotonic() + STOP_TIMEOUT_S)
+    def _ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
 
-    def _gather(self, pipes: set[Connection], start_s: float, until_s: float = float("inf")) -> bool:
-        """Read ticks until every worker is done; false when the target died meanwhile."""
+    def _gather(self, running: set[Connection], start_s: float, until_s: float | None = None) -> Ended:
+        """Read ticks until every worker is done, or something ends the run early, or until a time."""
         next_update_s = 0.0
-        while pipes and time.monotonic() < until_s:
-            for pipe in wait(list(pipes), timeout=UPDATE_INTERVAL_S):
+        while running:
+            for pipe in wait(list(running), timeout=UPDATE_INTERVAL_S):
                 assert isinstance(pipe, Connection)
-                tick = _read(pipe)
+                if (tick := _read(pipe)) is None:
+                    running.discard(pipe)
+                    return "worker died"
                 self._take(pipe, tick, time.monotonic() - start_s)
                 if tick.done:
-                    pipes.remove(pipe)
+                    running.discard(pipe)
             if time.monotonic() >= next_update_s:
                 next_update_s = time.monotonic() + UPDATE_INTERVAL_S
                 self._show(time.monotonic() - start_s)
-            if self._life.is_over() and until_s == float("inf"):
-                return False
-        return True
+            if until_s is not None:
+                if time.monotonic() >= until_s:
+                    break
+            elif self._stopping:
+                return "interrupted"
+            elif self._life.is_over():
+                return "target died"
+        return "complete"
 
     def _take(self, pipe: Connection, tick: Tick, elapsed_s: float) -> None:
         self._in_flight[pipe], self._unsent[pipe] = tick.in_flight, tick.unsent
@@ -125,7 +131,7 @@ class _Life:
         self._since_s: float | None = None
 
     def add(self, sample: Sample) -> None:
-        if sample.series in ANSWERED_SERIES or sample.series not in ("connection", "timeout", "cancelled"):
+        if sample.series not in ("connection", "timeout", "cancelled"):
             self._failed, self._since_s = 0, None
         elif sample.series == "connection":
             self._failed += 1
@@ -137,21 +143,46 @@ class _Life:
         return time.monotonic() - self._since_s >= DEAD_AFTER_S
 
 
+def _start(load: Load, worker: int, intent: str) -> tuple[BaseProcess, Connection]:
+    context = multiprocessing.get_context("spawn")  # a fork would inherit event loops and Ray's threads
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(load, worker, intent, there), daemon=True)
+    process.start()
+    there.close()
+    return process, here
+
+
 def _read_ready(pipe: Connection) -> None:
     if not pipe.poll(READY_TIMEOUT_S):
         raise LoadError(f"a worker was not ready within {READY_TIMEOUT_S:g} s")
-    _read(pipe)
+    if _read(pipe) is None:
+        raise LoadError("a worker ended before it began; its own message stands above")
 
 
-def _read(pipe: Connection) -> Tick:
+def _read(pipe: Connection) -> Tick | None:
+    """A worker's next tick; None when there is no worker any more."""
     try:
         tick = pipe.recv()
-    except EOFError:
-        raise LoadError("a worker ended unexpectedly; its own message stands above") from None
+    except (EOFError, OSError):
+        return None
     assert isinstance(tick, Tick)
     if tick.error:
         raise LoadError(tick.error)
     return tick
+
+
+@contextmanager
+def _stop_signals(handler: Callable[[int, FrameType | None], None] | int) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM handled so inside the block; only the main thread may ask for it, others do without."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _say_stop(pipe: Connection) -> None:

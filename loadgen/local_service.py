@@ -43,18 +43,26 @@ class LocalService:
         self._stop()
 
     def _stop(self) -> None:
-        self._intents("down", timeout_s=STOP_TIMEOUT_S)
-        self._folder.cleanup()
+        """Stop the service; that it did not is told, and hides no other error and no figure."""
+        try:
+            self._intents("down", timeout_s=STOP_TIMEOUT_S)
+        except LoadError as error:
+            sys.stderr.write(f"{error}; its state is in {self._folder.name}/state\n")
+        else:
+            self._folder.cleanup()
 
     def _intents(self, *arguments: str, timeout_s: float) -> None:
         folder = self._folder.name
-        result = subprocess.run(  # noqa: S603 — the command is our own
-            [Path(sys.executable).parent / "intents", *arguments],
-            env=os.environ | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        try:
+            result = subprocess.run(  # noqa: S603 — the command is our own
+                [Path(sys.executable).parent / "intents", *arguments],
+                env=os.environ | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise LoadError(f"`intents {arguments[0]}` did not end within {timeout_s:g} s") from None
         if result.returncode:
             raise LoadError(f"`intents {arguments[0]}` failed: {result.stderr.strip() or result.stdout.strip()}")

@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -55,6 +56,8 @@ def command() -> str:
 
 def commit() -> str | None:
     """The checkout's commit, `-dirty` behind it when files differ from it; None outside a checkout."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return None
     result = subprocess.run(  # noqa: S603 — no word of it comes from outside
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"],  # noqa: S607 — the user's git
         capture_output=True,

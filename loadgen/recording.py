@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadgen.distribution import empty_histogram
-from loadgen.report import FAILED_SERIES, GROUPS, Latency, Window
+from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, GROUPS, Latency, Window
 
 if TYPE_CHECKING:
     from hdrh.histogram import HdrHistogram
@@ -75,7 +75,10 @@ class Recording:
         self._windows: dict[int, dict[str, HdrHistogram]] = {}
         self._lag = empty_histogram()
         self.texts: Counter[str] = Counter()
-        self.warmup_texts = 0
+        self.asked_texts = Counter({"warm-up": 0, "measured": 0})
+        self.sent = 0
+        self.answered = 0
+        self.answered_texts = 0
         self.details: Counter[str] = Counter()
         self.tally = Tally()
 
@@ -84,19 +87,32 @@ class Recording:
         self.tally.add(sample)
         if sample.detail:
             self.details[sample.detail] += 1
-        if sample.at_s < self.warmup_s:
-            self.warmup_texts += len(sample.caches)
+        self._count_answer(sample)
+        warming = sample.at_s < self.warmup_s
+        if not sample.feedback:
+            self.asked_texts["warm-up" if warming else "measured"] += sample.texts
+        if warming:
             return
-        self.texts.update(sample.caches)
+        self.sent += sample.at_s + sample.lag_s < self.warmup_s + self.duration_s
+        if sample.series != "cancelled":  # whoever leaves early sees more hits than misses
+            self.texts.update(sample.caches)
         microseconds = max(1, round(sample.latency_s / MICROSECOND))
         window = self._windows.setdefault(int((sample.at_s - self.warmup_s) / self._window_s), {})
         for histograms in (self._total, window):
             histograms.setdefault(sample.series, empty_histogram()).record_value(microseconds)
         self._lag.record_value(max(1, round(sample.lag_s / MICROSECOND)))
 
+    def _count_answer(self, sample: Sample) -> None:
+        """Throughput is what comes back within the measured time, whenever it was sent."""
+        answered_s = sample.at_s + sample.latency_s
+        is_answer = sample.series in ANSWERED_SERIES or sample.series == "feedback"
+        if is_answer and self.warmup_s <= answered_s < self.warmup_s + self.duration_s:
+            self.answered += 1
+            self.answered_texts += len(sample.caches)
+
     @property
     def calls(self) -> dict[str, int]:
-        """Finished calls by series."""
+        """Finished calls by series; `cancelled` are those whose caller was to leave early, answered before or not."""
         return {series: histogram.get_total_count() for series, histogram in sorted(self._total.items())}
 
     @property

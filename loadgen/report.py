@@ -121,7 +121,7 @@ class Report(Document):
     settings: dict[str, Any]
     target: str
     loop: Literal["open", "closed"]
-    ended: Literal["complete", "interrupted", "target died"]
+    ended: Literal["complete", "interrupted", "target died", "worker died"]
     valid: bool
     invalid_because: list[str]
     warmup_s: float
@@ -144,9 +144,7 @@ class Report(Document):
 
     def write(self, path: Path) -> None:
         """Write the JSON document, whole or not at all."""
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_whole(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -167,6 +165,13 @@ class Report(Document):
         """The latency of a series or of a group of them; None where nothing of it was seen."""
         seen = [self.latency[series].histogram for series in members(name) if series in self.latency]
         return Latency.of(merged(seen)) if seen else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def members(name: str) -> tuple[str, ...]:

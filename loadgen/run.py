@@ -18,14 +18,18 @@ from loadgen.hit_rate import expected_hit_rate
 from loadgen.load import Load, LoadError
 from loadgen.machine import command, commit, machine, versions
 from loadgen.recording import Recording
-from loadgen.report import ANSWERED_SERIES, Machine, Reconciliation, Report, Steadiness
+from loadgen.report import Machine, Reconciliation, Report, Steadiness
 from loadgen.schedule import send_times
 from loadgen.server_metrics import PAUSE_S, Counts, Settling, reconcile, scrape
 from loadgen.steadiness import steadiness
-from loadgen.targets import Target, target_of
+from loadgen.targets import OWN_FAULT, Target, target_of
 from loadgen.traffic import Call, calls, distinct_texts
 
 MIN_ACHIEVED = 0.99
+MAX_UNSEEN = 0.005
+"""With more failures no hit rate is predicted: misses fail more often than hits, so what is left tells little."""
+AGREED_REST_S = 1.2
+"""A service's replicas report every second: counts that agree and have rested for longer are all."""
 WARM_BATCH = 20
 WARM_CALLERS = 4
 STEADY_ARRIVALS = ("poisson", "constant", "closed")
@@ -60,7 +64,7 @@ class _Run:
         intent, before = asyncio.run(self._prepare())
         crew = Crew(self._load, intent, self._recording, self._display, self._expected_hit_rate(None))
         ended, elapsed_s = crew.run()
-        reconciliation = asyncio.run(self._reconcile(before)) if before is not None else None
+        reconciliation = self._reconciled(before)
         return self._report(started_at, stamp, ended, elapsed_s, crew.unsent, reconciliation)
 
     async def _prepare(self) -> tuple[str, Counts | None]:
@@ -72,7 +76,10 @@ class _Run:
             await self._bring_cache_to_state(target)
         finally:
             await target.close()
-        return intent, await self._settled_counts(lambda _counts: False) if self._load.counters_url else None
+        counts = await self._settled_counts(lambda _counts: False) if self._load.counters_url else None
+        if counts is None and self._load.metrics_url:
+            raise LoadError(f"no counters can be read at {self._load.metrics_url}")
+        return intent, counts
 
     async def _bring_cache_to_state(self, target: Target) -> None:
         if self._load.start == "cold":
@@ -102,10 +109,20 @@ class _Run:
         settling = Settling(self._load.settle_s)
         async with aiohttp.ClientSession() as session:
             while (counts := await scrape(session, self._load.counters_url)) is not None:
-                if complete(counts) or settling.settled(counts):
+                # What agrees may not be all yet: it must also have rested, if not for so long.
+                if settling.settled(counts) or (complete(counts) and settling.rested_s >= AGREED_REST_S):
                     return counts
                 await asyncio.sleep(PAUSE_S)
         return None
+
+    def _reconciled(self, before: Counts | None) -> Reconciliation | None:
+        """See `_reconcile`; Ctrl-C gives up the counts, never the run that they are held against."""
+        if before is None:
+            return None
+        try:
+            return asyncio.run(self._reconcile(before))
+        except KeyboardInterrupt:
+            return Reconciliation(agrees=False, counts=[], note="interrupted before the server's counters were read")
 
     async def _reconcile(self, before: Counts) -> Reconciliation | None:
         """The server's counts against the client's; None where the server counts nothing that is known here."""
@@ -143,10 +160,11 @@ class _Run:
         measured_s = max(0.0, min(elapsed_s - traffic.warmup_s, traffic.duration_s))
         asked = None if closed else self._asked(traffic.warmup_s + measured_s)
         calls = recording.calls
-        answered = sum(count for series, count in calls.items() if series in (*ANSWERED_SERIES, "feedback"))
-        finished = answered + recording.failed
+        finished = sum(calls.values()) - calls.get("cancelled", 0)
+        error_rate = recording.failed / finished if finished else 0.0
         per_s = 1 / measured_s if measured_s else 0.0
         windows = recording.windows
+        asked_texts = recording.asked_texts["warm-up"], recording.asked_texts["measured"]
         doubts = list(self._doubts(ended, asked, unsent))
         return Report(
             started_at=started_at,
@@ -163,15 +181,15 @@ class _Run:
             warmup_s=traffic.warmup_s,
             measured_s=measured_s,
             asked_per_s=None if asked is None else asked * per_s,
-            sent_per_s=sum(calls.values()) * per_s,
-            answered_per_s=answered * per_s,
-            texts_per_s=sum(recording.texts.values()) * per_s,
+            sent_per_s=recording.sent * per_s,
+            answered_per_s=recording.answered * per_s,
+            texts_per_s=recording.answered_texts * per_s,
             send_lag=None if closed else recording.send_lag,
             calls=calls,
             texts=dict(recording.texts),
             hit_rate=recording.hit_rate,
-            predicted_hit_rate=self._expected_hit_rate((recording.warmup_texts, sum(recording.texts.values()))),
-            error_rate=recording.failed / finished if finished else 0.0,
+            predicted_hit_rate=None if error_rate > MAX_UNSEEN else self._expected_hit_rate(asked_texts),
+            error_rate=error_rate,
             latency=recording.latency,
             windows=windows,
             steadiness=steadiness(windows) if traffic.arrivals in STEADY_ARRIVALS else _UNSTEADY_BY_DESIGN,
@@ -186,15 +204,18 @@ class _Run:
 
     def _doubts(self, ended: Ended, asked: int | None, unsent: int) -> Iterator[str]:
         """Why the figures are not to be believed."""
-        if ended == "target died":
-            yield "the target died"
-        sent = sum(self._recording.calls.values())
+        if ended.endswith("died"):
+            yield f"the {ended}"
+        sent = self._recording.sent
         if not sent:
             yield "no call was measured"
+        elif not self._recording.answered:
+            yield "nothing was answered within the measured time"
+        yield from (detail for detail in self._recording.details if detail.startswith(OWN_FAULT))
         if unsent:
             yield f"{unsent:,} calls were not sent: {self._load.max_in_flight:,} were under way already"
         if asked and sent < MIN_ACHIEVED * asked:
-            yield f"{sent:,} of {asked:,} calls were sent and ended: {sent / asked:.1%}, under {MIN_ACHIEVED:.0%}"
+            yield f"{sent:,} of {asked:,} calls were sent in time: {sent / asked:.1%}, under {MIN_ACHIEVED:.0%}"
         lag = self._recording.send_lag
         if asked is not None and lag and lag.p99_ms > self._load.max_lag_ms:
             yield (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.texts import numbered_lines
+from loadgen.texts import check_sendable, numbered_lines
 
 if TYPE_CHECKING:
     from loadgen.traffic import Traffic
@@ -26,6 +26,8 @@ Times = NDArray[np.float64]
 MAX_BATCH = 100
 """Texts of a batch: the service's limit."""
 ARRIVALS_STREAM = 1
+LAST_CALL_S = 0.001
+"""A trace's last call is sent within the run, whose end is not."""
 SHAPE_KNOTS = 1 << 16
 """Stretches that a smooth shape is cut into for its inversion: 9 ms each in ten minutes, the rate even within one."""
 KNOTS_PER_PERIOD = 256
@@ -88,6 +90,18 @@ def read_trace(traffic: "Traffic") -> list[TraceRow]:
             f" and the warm-up takes {traffic.warmup_s:g} s; shorten the warm-up or lower trace_speed"
         )
     return kept
+
+
+def trace_length_s(trace: Path, speed: float) -> float:
+    """Seconds that a whole trace takes at a speed, its last call included.
+
+    Raises:
+        ValueError: as `read_trace`.
+    """
+    times_s = [_row(trace, *line).at_s for line in numbered_lines(trace)]
+    if not times_s:
+        raise ValueError(f'{trace}: no rows; a row is {{"time_s": 0.25, "text": "…"}} on a line')
+    return (max(times_s) - min(times_s)) / speed + LAST_CALL_S
 
 
 def _unit_rate_arrivals(traffic: "Traffic") -> Times:
@@ -168,9 +182,12 @@ def _texts(row: Any, place: str) -> tuple[str, ...]:
         case {"text": _, "texts": _}:
             raise ValueError(f'{place}: has both "text" and "texts"; keep one of them')
         case {"text": str(text)}:
+            check_sendable(text, place)
             return (text,)
         case {"texts": [*texts]} if all(isinstance(text, str) for text in texts):
             if not 1 <= len(texts) <= MAX_BATCH:
                 raise ValueError(f"{place}: a batch of {len(texts)} texts; 1 to {MAX_BATCH} are allowed; split it")
+            for text in texts:
+                check_sendable(text, place)
             return tuple(texts)
     raise ValueError(f'{place}: no texts; a row has "text", a string, or "texts", a list of strings')

@@ -16,6 +16,7 @@ from loadgen.report import HIT_SERIES, Counted, Reconciliation
 
 REQUESTS = "intent_classification_requests_total"
 FEEDBACK = "intent_feedback_submissions_total"
+TEXT_STATUSES = ("cache_hit", "success", "overloaded", "unavailable", "error")
 GIVE_UP_S = 20.0
 PAUSE_S = 0.3
 
@@ -50,13 +51,15 @@ class Settling:
         self._clock = clock
         self._started_s = self._moved_s = clock()
         self._last: Counts | None = None
+        self.rested_s = 0.0
 
     def settled(self, counts: Counts) -> bool:
         """Whether these counts, read just now, can be taken as all."""
         now_s = self._clock()
         if counts != self._last:
             self._last, self._moved_s = counts, now_s
-        return now_s - self._moved_s >= self._settle_s or now_s - self._started_s >= GIVE_UP_S
+        self.rested_s = now_s - self._moved_s
+        return self.rested_s >= self._settle_s or now_s - self._started_s >= GIVE_UP_S
 
 
 def reconcile(before: Counts, after: Counts, tally: Tally) -> Reconciliation:
@@ -64,7 +67,8 @@ def reconcile(before: Counts, after: Counts, tally: Tally) -> Reconciliation:
     served = Counter({key: after[key] - before[key] for key in after | before})
     rows = [*_texts(served, tally), *_feedback(served, tally)]
     agrees = all(row.agrees for row in rows)
-    return Reconciliation(agrees=agrees, counts=rows, note="" if agrees else _doubt(served, rows))
+    note = _open(tally) if agrees else _doubt(served, rows)
+    return Reconciliation(agrees=agrees, counts=rows, note=note)
 
 
 def _texts(served: Counts, tally: Tally) -> list[Counted]:
@@ -82,7 +86,9 @@ def _texts(served: Counts, tally: Tally) -> list[Counted]:
         row("from cache", ("cache_hit",), hits, open_texts),
         row("by the model", ("success",), misses, open_texts),
     )  # fmt: skip
+    every = hits + misses + unknown + refused["shed"] + refused["server_error"]
     return [
+        row("texts in all", TEXT_STATUSES, every, open_texts),
         answered,
         *apart,
         row("overloaded (429)", ("overloaded",), refused["shed"], open_texts),
@@ -108,5 +114,10 @@ def _doubt(served: Counts, rows: list[Counted]) -> str:
     if any(count < 0 for count in served.values()):
         return "the server's counters went back: it was started again during the run"
     if all(row.server >= row.low for row in rows):
-        return "the server counted more: somebody else called it during the run"
+        return "the server counted more: somebody else called it, or earlier counts came later than --settle allows"
     return "the server counted less than it answered: its counters arrive later than --settle, or some were lost"
+
+
+def _open(tally: Tally) -> str:
+    open_calls = tally.open_calls + tally.open_feedback
+    return f"{open_calls:,} calls ended without an answer, counted or not: the ranges hold them" if open_calls else ""

@@ -2,16 +2,17 @@
 
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
 from loadgen.load import Load
-from loadgen.report import Report
+from loadgen.report import Report, write_whole
 from loadgen.run import measure
 
 Measure = Callable[[Load], Report]
@@ -42,6 +43,7 @@ class Trial(BaseModel):
     search: int
     rate_per_s: float
     kept: bool
+    on_time: bool
     why_not: str
     p99_ms: float | None
     error_rate: float
@@ -53,6 +55,7 @@ class Found(BaseModel):
     """The median of the searches' highest rates; None when even the lowest rate did not hold in most of them."""
 
     objective: Objective
+    ended: Literal["complete", "interrupted"]
     rate_per_s: float | None
     goodput_per_s: float | None
     highest_per_s: list[float | None]
@@ -61,37 +64,71 @@ class Found(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_whole(path, self.model_dump_json(indent=1) + "\n")
 
 
 def search(load: Load, objective: Objective, tell: Callable[[str], object], measure: Measure = measure) -> Found:
     """Bisect between the objective's rates, `repeats` times with other arrivals.
 
-    The cache is brought to its state once, before the first trial; unique texts are new in each. A run that the load
-    generator could not send on time counts as not kept: nobody knows what the service would have done.
+    Every search begins with the cache in its state (fresh, purged, warm), which then warms from trial to trial; unique
+    texts are new in each. A run that the load generator could not send on time is tried once more, and then counts as
+    not kept: nobody knows what the service would have done. Ctrl-C ends the search with what was found.
     """
-    if load.start == "fresh" and load.traffic.texts != "unique":  # the same new texts all through, so that they warm
-        load = load.freshened().model_copy(update={"cache_state": "as-is"})
     trials: list[Trial] = []
-
-    def keeps(number: int, rate: float) -> bool:
-        trial = _try(_load_of_trial(load, rate, len(trials)), objective, number, measure)
-        trials.append(trial)
-        tell(_line(trial))
-        return trial.kept
-
-    for number in range(1, objective.repeats + 1):
-        _bisect(objective, partial(keeps, number))
+    ended: Literal["complete", "interrupted"] = "complete"
+    try:
+        for number in range(1, objective.repeats + 1):
+            _bisect(objective, partial(_keeps, _Search(load, objective, number, trials, tell, measure)))
+    except KeyboardInterrupt:
+        ended = "interrupted"
     best = [_best_of(trials, number) for number in range(1, objective.repeats + 1)]
     median = statistics.median_low(sorted(trial.rate_per_s if trial else 0.0 for trial in best))
     return Found(
         objective=objective,
+        ended=ended,
         rate_per_s=median or None,
         goodput_per_s=statistics.median(trial.goodput_per_s for trial in best if trial) if median else None,
         highest_per_s=[trial.rate_per_s if trial else None for trial in best],
         trials=trials,
         settings=load.model_dump(mode="json"),
     )
+
+
+@dataclass(slots=True)
+class _Search:
+    """One bisection: its load is brought to its cache state by the first trial, and left as it is from then on."""
+
+    load: Load
+    objective: Objective
+    number: int
+    trials: list[Trial]
+    tell: Callable[[str], object]
+    measure: Measure
+    begun: bool = False
+
+    def load_at(self, rate: float) -> Load:
+        """The load of the next trial."""
+        if not self.begun and self.load.traffic.texts != "unique":
+            self.load = self.load.freshened()
+        state = "as-is" if self._is_prepared() else self.load.start
+        self.begun = True
+        traffic = self.load.traffic.model_copy(update={"rate": rate, "seed": self.load.traffic.seed + len(self.trials)})
+        return self.load.model_copy(update={"traffic": traffic, "cache_state": state})
+
+    def _is_prepared(self) -> bool:
+        if self.load.traffic.texts == "unique":
+            return False
+        return self.begun or self.load.start == "fresh"
+
+
+def _keeps(search: _Search, rate: float) -> bool:
+    for _ in range(2):
+        trial = _try(search.load_at(rate), search.objective, search.number, search.measure)
+        search.trials.append(trial)
+        search.tell(_line(trial))
+        if trial.on_time:
+            break
+    return trial.kept
 
 
 def _best_of(trials: list[Trial], search: int) -> Trial | None:
@@ -112,12 +149,6 @@ def _bisect(objective: Objective, keeps: Callable[[float], bool]) -> None:
             high = middle
 
 
-def _load_of_trial(load: Load, rate: float, trial: int) -> Load:
-    traffic = load.traffic.model_copy(update={"rate": rate, "seed": load.traffic.seed + trial})
-    kept = trial > 0 and load.start != "fresh"
-    return load.model_copy(update={"traffic": traffic, "cache_state": "as-is" if kept else load.start})
-
-
 def _try(load: Load, objective: Objective, number: int, measure: Measure) -> Trial:
     report = measure(load)
     if report.ended == "interrupted":
@@ -128,6 +159,7 @@ def _try(load: Load, objective: Objective, number: int, measure: Measure) -> Tri
         search=number,
         rate_per_s=load.traffic.rate,
         kept=not why_not,
+        on_time=report.valid,
         why_not=why_not,
         p99_ms=summary.p99_ms if summary else None,
         error_rate=report.error_rate,
@@ -164,6 +196,10 @@ def render(found: Found, console: Console) -> None:
     for number, rate in enumerate(found.highest_per_s, 1):
         table.add_row(str(number), "none held" if rate is None else f"{rate:.1f}")
     console.print(table)
+    if found.ended != "complete":
+        console.print("ENDED EARLY, interrupted: of the trials until then")
+    if any(not trial.on_time for trial in found.trials):
+        console.print("some trials were not sent on time: the load generator may be what bounds the rate")
     asked = f"p99 ≤ {objective.p99_ms:g} ms and failures ≤ {objective.error_rate:.2%}"
     if found.rate_per_s is None:
         console.print(f"{asked}: does not hold even at {objective.low:g}/s")

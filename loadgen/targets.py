@@ -4,6 +4,7 @@ A target sends one call and says what became of it. It knows nothing of time: wh
 """
 
 import asyncio
+import errno
 import json
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,9 +12,13 @@ from typing import Any, Protocol
 import aiohttp
 
 from loadgen.load import HANDLE, Load, LoadError
+from loadgen.report import HIT_SERIES
 from loadgen.traffic import Call
 
 PURGE_TIMEOUT_S = 60.0
+CACHE_STATES = frozenset({*HIT_SERIES, "miss", "correction", "bypass"})
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS)
+OWN_FAULT = "the load generator ran out of files or ports: "
 OVERLOADED, CLIENT_ERROR, SERVER_ERROR = 429, 400, 500
 
 
@@ -113,7 +118,8 @@ class HttpTarget:
         except TimeoutError:
             return Outcome("timeout", counted=False, detail=f"no answer within {self._timeout_s:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            return Outcome("connection", counted=False, detail=reason(error))
+            own = OWN_FAULT if getattr(error, "errno", None) in EXHAUSTED else ""
+            return Outcome("connection", counted=False, detail=own + reason(error))
 
     def _request(self, call: Call) -> tuple[str, bytes]:
         if call.kind == "classify":
@@ -145,15 +151,20 @@ class HttpTarget:
 def _outcome(response: aiohttp.ClientResponse, texts: int) -> Outcome:
     status = response.status
     if status < CLIENT_ERROR:
-        header = response.headers.get("X-Cache")
-        caches = tuple(state.strip() for state in header.split(",")) if header else ("unknown",) * texts
-        return Outcome("answered", caches)
+        return Outcome("answered", _cache_states(response.headers.get("X-Cache", ""), texts))
     detail = f"status {status}"
     if status == OVERLOADED:
         return Outcome("shed", detail=detail)
     # A refusal of the service is problem+json (RFC 9457); a plain one is of a proxy before it, which counts nothing.
     counted = "problem+json" in response.headers.get("Content-Type", "")
     return Outcome("rejected" if status < SERVER_ERROR else "server_error", counted=counted, detail=detail)
+
+
+def _cache_states(header: str, texts: int) -> tuple[str, ...]:
+    """A state for each text; all unknown when the header is not the service's, for proxies write one of that name."""
+    states = tuple(state.strip() for state in header.split(","))
+    known = len(states) == texts and CACHE_STATES.issuperset(states)
+    return states if known else ("unknown",) * texts
 
 
 class HandleTarget:
@@ -195,14 +206,16 @@ class HandleTarget:
 
     async def send(self, call: Call) -> Outcome:
         """See `Target`."""
-        response = self._call(call)
+        response = None
         try:
+            response = self._call(call)
             async with asyncio.timeout(self._timeout_s):
                 await response
         except TimeoutError as error:
             return self._timed_out(response, error)
         except asyncio.CancelledError:
-            response.cancel()
+            if response is not None:
+                response.cancel()
             raise
         except Exception as error:  # noqa: BLE001 — every failure of a call is an outcome of it
             return _failure(error)

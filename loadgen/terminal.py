@@ -29,9 +29,11 @@ def render(report: Report, console: Console) -> None:
     if rows:
         console.print()
         print_table(console, LATENCY_HEAD, rows)
+    console.print()
     if report.reconciliation:
-        console.print()
         _print_reconciliation(console, report.reconciliation)
+    else:
+        print_line(console, "not held against the server's counts: it shows none", "yellow")
 
 
 def print_line(console: Console, line: str, style: str = "", hang: int = 0) -> None:

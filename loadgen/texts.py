@@ -224,6 +224,7 @@ def read_corpus(path: Path) -> list[str]:
     texts: dict[str, str] = {}
     for number, line in numbered_lines(path):
         text = _json_text(path, number, line) if is_json else line
+        check_sendable(text, f"{path} line {number}")
         if len(text) > MAX_TEXT:
             raise ValueError(
                 f"{path} line {number}: the text has {len(text):,} characters; the limit is {MAX_TEXT:,}; shorten it"
@@ -244,6 +245,18 @@ def _json_text(path: Path, number: int, line: str) -> str:
         case {"text": str(text)}:
             return text
     raise ValueError(f'{path} line {number}: no text; a row is {{"text": "…"}}')
+
+
+def check_sendable(text: str, place: str) -> None:
+    """Refuse what JSON can escape and UTF-8 cannot carry.
+
+    Raises:
+        ValueError: a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place}: the text has a lone surrogate, which UTF-8 cannot carry; remove it") from None
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -59,6 +59,7 @@ def work(load: Load, worker: int, intent: str, pipe: Connection) -> None:
     machine) the other way, then ticks. Anything more from the parent, its end too, means: stop.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _raise_file_limit()
     with contextlib.suppress(BrokenPipeError, EOFError), asyncio.Runner(loop_factory=_precise_loop) as runner:
         try:
@@ -92,6 +93,7 @@ class Worker:
         self._under_way: set[asyncio.Task[None]] = set()
         self._unsent = 0
         self._stopping = asyncio.Event()
+        self._defect: BaseException | None = None
 
     async def run(self) -> None:
         """Prepare, wait for the start, send until the calls or the time are over, or the parent says stop."""
@@ -120,6 +122,8 @@ class Worker:
             sending.result()  # a defect must end the run, not look like its end
         sending.cancel()
         await self._finish(stopping)
+        if self._defect:
+            raise self._defect
         stopping.cancel()
         finished.set()
         await reporting
@@ -137,7 +141,13 @@ class Worker:
     def _start(self, sending: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(sending)
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._defect = error
+            self._stopping.set()
 
     async def _closed_loop(self) -> None:
         await asyncio.sleep(self._start_s - time.monotonic())
@@ -156,25 +166,28 @@ class Worker:
     async def _measure(self, call: Call, due_s: float | None) -> None:
         sent_s = time.monotonic()
         due_s = due_s or sent_s
-        outcome = STOPPED
         try:
             outcome = await self._send_until_cancelled(call)
-        finally:
-            latency_s = time.monotonic() - due_s
-            feedback = call.kind == "feedback"
-            self._samples.append(
-                Sample(
-                    due_s - self._start_s,
-                    sent_s - due_s,
-                    latency_s,
-                    _series(call, outcome),
-                    () if feedback else outcome.caches,
-                    len(call.texts),
-                    outcome.counted,
-                    feedback,
-                    outcome.detail,
-                )
+        except asyncio.CancelledError:
+            self._record(call, due_s, sent_s, STOPPED)
+            raise
+        self._record(call, due_s, sent_s, outcome)
+
+    def _record(self, call: Call, due_s: float, sent_s: float, outcome: Outcome) -> None:
+        feedback = call.kind == "feedback"
+        self._samples.append(
+            Sample(
+                at_s=due_s - self._start_s,
+                lag_s=sent_s - due_s,
+                latency_s=time.monotonic() - due_s,
+                series=_series(call, outcome),
+                caches=() if feedback else outcome.caches,
+                texts=len(call.texts),
+                counted=outcome.counted,
+                feedback=feedback,
+                detail=outcome.detail,
             )
+        )
 
     async def _send_until_cancelled(self, call: Call) -> Outcome:
         if call.cancel_after_s is None:
@@ -212,6 +225,8 @@ class Worker:
 def _series(call: Call, outcome: Outcome) -> str:
     if outcome.series != "answered":
         return outcome.series
+    if call.cancel_after_s is not None:
+        return "cancelled"  # it was answered first; but only hits are, so it counts for nothing
     if call.kind == "classify":
         return outcome.caches[0]
     return call.kind

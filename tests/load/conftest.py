@@ -19,7 +19,9 @@ def start_stub() -> Iterator[StartStub]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout
-        return process.stdout.readline().strip(), process
+        url = process.stdout.readline().strip()
+        assert url, "the stub did not start"
+        return url, process
 
     yield start
     for process in started:

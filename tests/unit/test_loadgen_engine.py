@@ -37,7 +37,7 @@ class TestRecording:
 
         assert recording.latency["hit-redis"].count == 1
         assert recording.texts == {"hit-redis": 1}
-        assert recording.warmup_texts == 1
+        assert recording.asked_texts == {"warm-up": 1, "measured": 1}
         assert recording.tally.answered == {"hit-redis": 2}
 
     def test_latency_is_kept_to_three_digits_and_its_window_is_that_of_the_intended_time(self):
@@ -58,6 +58,27 @@ class TestRecording:
 
         assert recording.hit_rate == pytest.approx(2 / 3)
         assert recording.failed == 1
+
+    def test_throughput_is_what_came_back_within_the_measured_time(self):
+        """Of whatever was sent when: what is answered after the end was not kept up with."""
+        late, early = sample(at_s=34.0, latency_s=2.0), sample(at_s=4.0, latency_s=2.0)
+        recording = recorded(late, early, sample(series="batch", caches=("miss",) * 3, texts=3), sample(series="shed"))
+
+        assert recording.answered == 2
+        assert recording.answered_texts == 4
+
+    def test_a_call_sent_after_the_end_was_not_sent_as_asked(self):
+        recording = recorded(sample(at_s=34.0, lag_s=2.0), sample(at_s=34.0, lag_s=0.5))
+
+        assert recording.sent == 1
+
+    def test_whoever_leaves_early_counts_for_the_server_and_for_no_figure(self):
+        """Only fast answers reach them, and those are hits."""
+        recording = recorded(sample(series="cancelled"), sample(series="miss", caches=("miss",)))
+
+        assert recording.hit_rate == 0
+        assert recording.tally.answered == {"hit-redis": 1, "miss": 1}
+        assert recording.asked_texts["measured"] == 2
 
     def test_no_hit_rate_without_look_ups(self):
         assert recorded(sample(series="unknown", caches=("unknown",))).hit_rate is None
@@ -192,8 +213,9 @@ class TestSlo:
 
         assert found.rate_per_s is None
         assert "send lag" in found.trials[0].why_not
+        assert len(found.trials) == 6  # each was tried once more
 
-    def test_popular_texts_are_the_same_all_through_and_unique_ones_never(self):
+    def test_popular_texts_are_the_same_within_a_search_and_unique_ones_never(self):
         seen = {"zipf": set(), "unique": set()}
 
         def measure(load: Load) -> Report:
@@ -203,7 +225,7 @@ class TestSlo:
         for texts in seen:
             slo.search(Load(traffic=Traffic(texts=texts)), slo.Objective(p99_ms=50), lambda _line: None, measure)
 
-        assert len(seen["zipf"]) == 1
+        assert len(seen["zipf"]) == 3
         assert len(seen["unique"]) == 6
 
 
@@ -246,7 +268,7 @@ class TestCacheSuite:
 
         assert reached["hits, p99"] == "aim"
         assert reached["misses, p95"] == "floor"
-        assert reached["hits, concurrent"] == "SHORT"
+        assert reached["hits, concurrent (closed loop)"] == "SHORT"
         assert reached["mix, hit rate"] == "floor"
         assert not cache.kept(suite())
 
@@ -260,14 +282,34 @@ class TestCacheSuite:
         found = cache.Suite(plan=cache.Plan(), reports={})
 
         assert {row[-1] for row in cache.rows(found)} == {"not measured"}
-        assert not cache.kept(found)
+
+    def test_strictness_judges_the_phases_that_were_run(self):
+        found = suite()
+
+        assert cache.kept(cache.Suite(plan=found.plan, reports={"warm": found.reports["warm"]}))
+        assert not cache.kept(found)  # its concurrent hits fall short
+
+    def test_a_floor_below_the_promise_keeps_no_promise(self):
+        saved = next(promise for promise in cache.PROMISES if promise.name == "mix, compute saved")
+
+        assert saved.floor < 0.65 < saved.promise
+        assert saved.reached(0.65) == "SHORT"
+        assert [saved.reached(share) for share in (0.71, 0.76)] == ["floor", "aim"]
+
+    def test_a_figure_of_a_run_not_to_be_believed_is_marked(self):
+        found = suite()
+        late = found.reports["warm"].model_copy(update={"valid": False})
+
+        marked = {row[0]: row[-1] for row in cache.rows(cache.Suite(plan=found.plan, reports={"warm": late}))}
+
+        assert marked["hits, p99"] == "aim (invalid)"
 
     def test_it_prints_every_phase_and_figure(self):
         output = io.StringIO()
         cache.render(suite(), Console(file=output))
 
         assert all(f"{phase}: " in output.getvalue() for phase in cache.PHASES)
-        assert all(target.name in output.getvalue() for target in cache.TARGETS)
+        assert all(promise.name in output.getvalue() for promise in cache.PROMISES)
 
     @pytest.mark.parametrize("phase", cache.PHASES)
     def test_cold_is_purged_and_warm_is_warmed(self, phase: cache.Phase):
@@ -292,14 +334,14 @@ class TestBench:
         table = bench.numbers(documents, 17.3)
 
         assert "| hits, 200/s | p50 4 ms, p99 4 ms |" in table
-        assert "| hits, 32 callers | 480/s |" in table
+        assert "| hits, 32 callers (closed loop) | 480/s |" in table
         assert "| `intents up` until it answers | 17.3 s |" in table
         assert len(table.splitlines()) == 2 + 2 + len(bench.ROWS) + 1
 
     def test_an_invalid_run_s_figure_says_so(self):
         made = report([{"miss": [100.0]}], valid=False, invalid_because=["p99 send lag 3 ms"]).model_dump_json()
 
-        assert bench.ROWS[0].figure(made).endswith("(invalid: p99 send lag 3 ms)")
+        assert bench.ROWS[0].figure(made).endswith("(**not to be believed**: p99 send lag 3 ms)")
 
 
 class TestDisplay:

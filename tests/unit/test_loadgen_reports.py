@@ -1,6 +1,7 @@
 """What is made of reports: read on a terminal, drawn, compared, held against criteria."""
 
 import io
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def printed(report: Report, *, width: int = 100, terminal: bool = False) -> str:
 def latency_table(shown: str) -> dict[str, list[str]]:
     """Cells by the name of their row."""
     rows = shown.partition("latency, ms")[2].splitlines()[1:]
-    return {row.split()[0]: row.split()[1:] for row in rows}
+    return {row.split()[0]: row.split()[1:] for row in itertools.takewhile(str.strip, rows)}
 
 
 def lines_of(made: Comparison, width: int = 100) -> str:
