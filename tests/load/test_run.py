@@ -36,7 +36,7 @@ def test_open_loop_shows_a_stall_and_the_closed_loop_hides_it(start_stub: StartS
 
 def test_client_and_server_counts_agree_exactly_and_the_hit_rate_is_the_predicted_one(start_stub: StartStub):
     """Batches, feedback, refusals and variants included; warm-up too, for the server knows of none."""
-    url, _ = start_stub("--shed-every", "50")
+    url, _ = start_stub("--shed-every", "400")
 
     report = measure(load(url, rate=400, distinct=2000, batch=0.1, feedback=0.1, variants=0.2))
 
