@@ -68,7 +68,7 @@ def _doubt(report: Report) -> str:
     doubts = [*report.invalid_because]
     if report.reconciliation and not report.reconciliation.agrees:
         doubts.append(report.reconciliation.note)
-    return f" (**not to be believed**: {'; '.join(doubts)})" if doubts else ""
+    return f" (**invalid**: {'; '.join(doubt.partition(':')[0] for doubt in doubts)})" if doubts else ""
 
 
 def _latency(report: Report, series: str) -> Latency:

@@ -16,6 +16,7 @@ from loadgen.load import LoadError
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
+STEERING = ("RAY_", "REDIS_", "FEEDBACK_REDIS_", "CACHE_", "ENABLE_CACHING", "MODEL_ARTIFACT", "LOG_LEVEL")
 
 
 class LocalService:
@@ -56,7 +57,8 @@ class LocalService:
         try:
             result = subprocess.run(  # noqa: S603 — the command is our own
                 [Path(sys.executable).parent / "intents", *arguments],
-                env=os.environ | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
+                env=_plain_environment() | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
+                start_new_session=True,  # Ctrl-C is for the measurement, which then stops the service
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,
@@ -66,3 +68,8 @@ class LocalService:
             raise LoadError(f"`intents {arguments[0]}` did not end within {timeout_s:g} s") from None
         if result.returncode:
             raise LoadError(f"`intents {arguments[0]}` failed: {result.stderr.strip() or result.stdout.strip()}")
+
+
+def _plain_environment() -> dict[str, str]:
+    """The user's environment without what would steer the service: it is measured as it comes."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}

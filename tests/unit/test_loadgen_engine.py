@@ -341,7 +341,7 @@ class TestBench:
     def test_an_invalid_run_s_figure_says_so(self):
         made = report([{"miss": [100.0]}], valid=False, invalid_because=["p99 send lag 3 ms"]).model_dump_json()
 
-        assert bench.ROWS[0].figure(made).endswith("(**not to be believed**: p99 send lag 3 ms)")
+        assert bench.ROWS[0].figure(made).endswith("(**invalid**: p99 send lag 3 ms)")
 
 
 class TestDisplay:

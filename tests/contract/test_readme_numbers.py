@@ -1,0 +1,56 @@
+"""The README's figures come from the commands beside them."""
+
+import re
+import shlex
+
+import pytest
+import typer
+
+from loadgen import bench, cache
+from loadgen.cli import app
+from tests.contract.test_readme_tables import README, rows
+
+LOADGEN_COMMANDS = sorted(
+    set(re.findall(r"python -m loadgen [^`#\n]+", README)) | set(re.findall(r"intents load [^`#|\n]+", README))
+)
+
+
+def test_the_table_of_numbers_is_the_one_the_benchmark_writes():
+    """What was measured and by which command, in order; every figure is there."""
+    table = rows("| what | measured | command |")
+
+    assert [(what, command) for what, _, command in table[:-1]] == [
+        (row.what, f"`{row.command}`") for row in bench.ROWS
+    ]
+    assert all(re.search(r"\d", figure) for _, figure, _ in table)
+
+
+def test_the_table_of_promises_is_the_suite_s():
+    """Every figure of the cache suite with what it is held against."""
+    expected = [promise.name for promise in cache.PROMISES]
+
+    assert [row[0] for row in rows("| figure | measured | promise |")] == expected
+
+
+def test_the_numbers_name_their_machine_and_day():
+    """A figure without its machine is no figure."""
+    stamp = README.partition("<!-- bench -->")[2].strip().splitlines()[0]
+
+    assert re.match(r"\d{4}-\d\d-\d\d, .+, \d+ cores, \d+ GiB, Python \S+, Ray \S+, torch \S+;", stamp)
+
+
+@pytest.mark.parametrize("command", LOADGEN_COMMANDS)
+def test_a_command_of_the_readme_is_one_the_load_generator_takes(command: str):
+    """Its options exist and take such values."""
+    words = [word for word in shlex.split(command) if word not in ("python", "-m", "loadgen", "intents", "load")]
+    group = typer.main.get_command(app)
+    name, *arguments = words if words[0] in group.commands else ["run", *words]
+
+    context = group.commands[name].make_context(name, [each.replace("N", "1") for each in arguments])
+
+    assert context.params
+
+
+def test_such_commands_are_found():
+    """Or the test above tests nothing."""
+    assert len(LOADGEN_COMMANDS) > 10
