@@ -108,6 +108,7 @@ def test_make_lists_its_targets():
         "help",
         "serve",
         "test",
+        "bench",
         "check",
         ".venv",
         "clean",
