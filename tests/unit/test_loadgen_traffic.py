@@ -327,9 +327,9 @@ def test_what_makes_no_sense_is_refused_in_a_line(fields: dict[str, Any], compla
 
 
 def test_limits_themselves_are_allowed():
-    Traffic(rate=100_000, warmup_s=0, duration_s=200)
-    Traffic(batch_size=100, batch=1, cancel=1, variants=1)
-    Traffic(arrivals="step", from_rate=50, rate=50, steps=2)
+    assert Traffic(rate=100_000, warmup_s=0, duration_s=200).rate == 100_000
+    assert Traffic(batch_size=100, batch=1, cancel=1, variants=1).batch_size == 100
+    assert Traffic(arrivals="step", from_rate=50, rate=50, steps=2).lowest_rate == 50
 
 
 def test_a_description_travels_between_processes():
