@@ -7,10 +7,7 @@ on standard error that names the remedy, and exit code 1.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.util
 import json
-import os
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,13 +15,14 @@ from pathlib import Path  # noqa: TC003 — typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from deployments.core.errors import StartupError
 from deployments.local.files import shipped
 from deployments.local.instance import StateFile, data_folder, state_folder
+from deployments.terminal import INTERRUPTED, console, examples, one_line_errors
+from deployments.training import cli as training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,12 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 SHOWN_TEXT = 48
-INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
-
-
-def _examples(*commands: str) -> str:
-    return "\n\n".join(("Examples:", *(f"  $ {command}" for command in commands)))
-
 
 app = typer.Typer(
     name="intents",
@@ -59,7 +51,7 @@ def main() -> None:
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "intents up",
         "intents up --detach --port 8080",
         "REDIS_URL=redis://cache.example:6379/0 FEEDBACK_REDIS_URL=redis://log.example:6379/0 intents up",
@@ -89,7 +81,7 @@ def up(
     Both stores are started when REDIS_URL and FEEDBACK_REDIS_URL are not set. With REDIS_URL alone the feedback log
     goes there too. Everything started is stopped at the end, and nothing else.
     """
-    with _one_line_errors():
+    with one_line_errors():
         from deployments.local.plan import Options
 
         options = Options(
@@ -126,10 +118,10 @@ def _up_detached(options: Options) -> None:
     control.start_detached(arguments, _state_file(), Progress())
 
 
-@app.command(epilog=_examples("intents down"))
+@app.command(epilog=examples("intents down"))
 def down() -> None:
     """Stop the running service and whatever a killed one left behind."""
-    with _one_line_errors():
+    with one_line_errors():
         from deployments.local import control
         from deployments.local.progress import Progress
 
@@ -140,10 +132,10 @@ def down() -> None:
             progress.tell("nothing is running")
 
 
-@app.command(epilog=_examples("intents status", "intents status --json"))
+@app.command(epilog=examples("intents status", "intents status --json"))
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show deployments, replicas and stores of the running service; exit code 1 when not all of it is healthy."""
-    with _one_line_errors():
+    with one_line_errors():
         from deployments.local import control
 
         state = _state_file().read()
@@ -170,7 +162,7 @@ def _report_document(report: Report) -> dict[str, Any]:
 
 
 def _show_report(report: Report) -> None:
-    console = _console()
+    terminal = console()
     table = Table("deployment", "status", "replicas", "message", box=None, pad_edge=False)
     for application in report.applications or ():
         for deployment in application.deployments:
@@ -181,17 +173,17 @@ def _show_report(report: Report) -> None:
     for name, answers in report.stores.items():
         word = {True: "answers", False: "DOES NOT ANSWER", None: "not ours, not asked"}[answers]
         table.add_row(f"{name} store", word, "", report.state.stores[name])
-    console.print(table)
+    terminal.print(table)
     if report.applications is None:
-        console.print(f"Serve does not answer at {report.state.dashboard}")
+        terminal.print(f"Serve does not answer at {report.state.dashboard}")
     if report.health != "ok":
-        console.print(report.health)
+        terminal.print(report.health)
     verdict = "healthy" if report.healthy else f"not healthy ({report.state.phase})"
-    console.print(f"{report.state.address} (pid {report.state.supervisor.pid}): {verdict}")
+    terminal.print(f"{report.state.address} (pid {report.state.supervisor.pid}): {verdict}")
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "intents classify 'Write a haiku about autumn'",
         "intents classify --json - < prompts.txt",
         "intents classify --url http://intents.example:8000 'Sum this up in two lines'",
@@ -205,7 +197,7 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")] = False,
 ) -> None:
     """Ask a running service what texts ask for."""
-    with _one_line_errors():
+    with one_line_errors():
         from deployments.local import remote
 
         address = _address(url)
@@ -252,11 +244,11 @@ def _show_answers(texts: list[str], answers: list[dict[str, Any]]) -> None:
         shown = shown if len(shown) <= SHOWN_TEXT else shown[: SHOWN_TEXT - 1] + "…"
         techniques = ", ".join(answer["suggested_techniques"])
         table.add_row(escape(shown), answer["intent"], f"{answer['confidence']:.2f}", answer["complexity"], techniques)
-    _console().print(table)
+    console().print(table)
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "intents purge 'Write a haiku about autumn'",
         "intents purge - < prompts.txt",
         "intents purge --all --url http://intents.example:8000",
@@ -271,7 +263,7 @@ def purge(
     url: Annotated[str | None, typer.Option(help="Address of the service; the one running here when absent.")] = None,
 ) -> None:
     """Delete kept predictions of a running service; corrections and the feedback log stay."""
-    with _one_line_errors():
+    with one_line_errors():
         from deployments.local import remote
 
         if everything == bool(texts):
@@ -284,39 +276,8 @@ def purge(
         typer.echo(f"{deleted} prediction{'' if deleted == 1 else 's'} deleted")
 
 
-@app.command(
-    epilog=_examples(
-        "intents train --data prompts.jsonl --out artifacts/mine",
-        "intents train --data a.jsonl --data b.jsonl --labels labels.yaml --epochs 5 --out artifacts/mine",
-        "MODEL_ARTIFACT=artifacts/mine intents up",
-    )
-)
-def train(
-    data: Annotated[
-        list[Path], typer.Option(help="JSONL with `text`, `intent` and perhaps `complexity`; may be given again.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the new artifact.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="Labels, descriptions and techniques; the labels found in the data when absent.")
-    ] = None,
-    evaluate: Annotated[
-        list[Path] | None, typer.Option(help="JSONL to score the artifact on; may be given again.")
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 3,
-    seed: Annotated[int, typer.Option(help="Makes the run repeatable.")] = 0,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Multiply in bf16: twice as fast on processors that have it.")
-    ] = False,
-) -> None:
-    """Train an artifact: a LoRA adapter and heads on the encoder, on CPU in minutes."""
-    with _one_line_errors((StartupError, ValueError, OSError)):
-        if importlib.util.find_spec("peft") is None:
-            raise StartupError("training needs peft; install it with `pip install 'intentgraph[train]'`")
-        from deployments.training.recipe import Recipe
-        from deployments.training.train import train as run_training
-
-        recipe = Recipe(seed=seed, epochs=epochs, bf16=bf16)
-        run_training(data, out, labels=labels, evaluation=evaluate or (), recipe=recipe, progress=True)
+app.command(epilog=training.TRAIN_EXAMPLES)(training.train)
+app.command(epilog=training.EVALUATE_EXAMPLES)(training.evaluate)
 
 
 @app.command(
@@ -342,27 +303,6 @@ def _version(
 
 def _state_file() -> StateFile:
     return StateFile(state_folder())
-
-
-def _console() -> Console:
-    """Tables in full when piped: a program that reads them has no width."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 240)
-
-
-@contextlib.contextmanager
-def _one_line_errors(expected: tuple[type[Exception], ...] = (StartupError,)) -> Iterator[None]:
-    """Turn a failure the user can do something about into lines on standard error and exit code 1."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:  # `intents status | head`: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except expected as error:
-        for line in str(error).splitlines() or [type(error).__name__]:
-            typer.echo(f"intents: {line}", err=True)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

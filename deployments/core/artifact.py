@@ -6,7 +6,7 @@ hash; it loads no weights, so the ingress can answer `GET /types` without torch.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,21 +21,17 @@ DEFAULT_ARTIFACT = Path(__file__).parent.parent / "artifacts" / "default"
 MODEL_FILE = "model.yaml"
 WEIGHTS_FILE = "weights.safetensors"
 
-TECHNIQUES = (
-    "chain_of_thought",
-    "tree_of_thoughts",
-    "few_shot",
-    "zero_shot",
-    "self_consistency",
-    "constitutional_ai",
-    "iterative_refinement",
-)
 COMPLEXITY_LEVELS = ("simple", "moderate", "complex")
+OUT_OF_SCOPE = "out_of_scope"
+"""What an artifact that may abstain answers when no intent is likely enough."""
+
 # What an uncased BERT tokeniser ignores anyway. Only ASCII is lowercased: Python's and the tokeniser's Unicode
 # lowercasing differ (a final sigma, for one), and texts that share a cache key must share their token ids.
 NORMALISATION = ("collapse_whitespace", "lowercase_ascii")
 
-Label = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f]{1,64}$")]
+LABEL_PATTERN = r"^[^\s\x00-\x1f]{1,64}$"
+Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
+Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n\r]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -61,12 +57,25 @@ class WeightsSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Intent:
-    """A label, what it means, and the prompting techniques that suit it at each complexity level, best first."""
+class Technique:
+    """A way to prompt, what it adds, and the publication that showed when it helps."""
 
     name: Label
-    description: Annotated[str, Field(min_length=1)]
+    reason: Line
+    source: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A label, what it means, and the prompting techniques that suit it at each complexity level, best first.
+
+    `reasons` say in a line why, level by level.
+    """
+
+    name: Label
+    description: Line
     techniques: Mapping[str, tuple[str, ...]]
+    reasons: Mapping[str, Line]
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Artifact:
 
     `version` is the file's own version and the first 8 hex digits of the file's sha256. The file names the hash of the
     weights, so whatever changes an answer (weights, temperature, a technique) changes the version and with it every
-    prediction key.
+    prediction key. With `abstain_below`, a text whose best intent is less probable is answered `out_of_scope`.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -86,11 +95,12 @@ class Artifact:
     weights: WeightsSpec
     intents: Annotated[tuple[Intent, ...], Field(min_length=2)]
     complexity_levels: Annotated[tuple[Label, ...], Field(min_length=1)]
-    techniques: Annotated[tuple[Label, ...], Field(min_length=1)]
+    techniques: Annotated[tuple[Technique, ...], Field(min_length=1)]
     normalisation: tuple[str, ...]
     max_tokens: Annotated[int, Field(ge=8, le=8192)]
     truncation: Literal["head_tail"]
     temperature: Annotated[float, Field(gt=0)]
+    abstain_below: Annotated[float, Field(ge=0, le=1)] | None
     training: dict[str, Any]
     scores: dict[str, Any]
 
@@ -106,7 +116,8 @@ class Artifact:
         fields = _parse(path, content)
         digest = hashlib.sha256(content).hexdigest()
         artifact = _validate(path, fields | {"folder": folder, "version": f"{fields.get('version', '0')}-{digest[:8]}"})
-        _check_labels(path, artifact)
+        check_labels(path, artifact.answers, artifact.complexity_levels, artifact.technique_names)
+        _check_normalisation(path, artifact.normalisation)
         _check_weights(artifact)
         return artifact
 
@@ -115,16 +126,41 @@ class Artifact:
         """The intents' names in the order of the model's outputs."""
         return tuple(intent.name for intent in self.intents)
 
+    @property
+    def answers(self) -> tuple[Intent, ...]:
+        """What a text may be answered: the intents, and `out_of_scope` where the artifact may abstain."""
+        return self.intents if self.abstain_below is None else (*self.intents, self._out_of_scope)
+
+    @property
+    def answer_names(self) -> tuple[str, ...]:
+        """The names of `answers`."""
+        return tuple(intent.name for intent in self.answers)
+
+    @property
+    def technique_names(self) -> tuple[str, ...]:
+        """The techniques' names."""
+        return tuple(technique.name for technique in self.techniques)
+
     def techniques_for(self, intent: str, complexity: str) -> tuple[str, ...]:
         """Give the techniques suggested for an intent at a complexity level, best first.
 
         Raises:
-            KeyError: The artifact has no such intent or level.
+            KeyError: The artifact has no such answer or level.
         """
-        row = next((known.techniques for known in self.intents if known.name == intent), None)
+        row = next((known.techniques for known in self.answers if known.name == intent), None)
         if row is None:
             raise KeyError(intent)
         return row[complexity]
+
+    @property
+    def _out_of_scope(self) -> Intent:
+        """Nothing is suggested for a text of which only is known what it does not ask for."""
+        return Intent(
+            OUT_OF_SCOPE,
+            "Asks for none of the other intents, as far as the model can tell.",
+            dict.fromkeys(self.complexity_levels, ()),
+            dict.fromkeys(self.complexity_levels, "What the text asks for is not known."),
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -160,35 +196,44 @@ def _validate(path: Path, fields: dict[str, Any]) -> Artifact:
         raise ArtifactError(f"{path}: {place}: {first['msg']}; correct that line") from error
 
 
-def _check_labels(path: Path, artifact: Artifact) -> None:
-    for kind, names in (
-        ("intent", artifact.intent_names),
-        ("complexity level", artifact.complexity_levels),
-        ("technique", artifact.techniques),
-    ):
-        twice = sorted({name for name in names if names.count(name) > 1})
+def check_labels(
+    path: Path, intents: Sequence[Intent], complexity_levels: Sequence[str], techniques: Sequence[str]
+) -> None:
+    """Refuse labels that contradict each other; `path` is the file they stand in.
+
+    Raises:
+        ArtifactError: A label is listed twice, or an intent's techniques or reasons miss a level or name a technique
+            that is not listed.
+    """
+    names = [intent.name for intent in intents]
+    for kind, labels in (("intent", names), ("complexity level", complexity_levels), ("technique", techniques)):
+        twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ArtifactError(f"{path}: {kind} {twice[0]!r} is listed twice; remove one")
-    unknown = [step for step in artifact.normalisation if step not in NORMALISATIONS]
-    if unknown:
-        known = ", ".join(NORMALISATIONS)
-        raise ArtifactError(f"{path}: unknown normalisation step {unknown[0]!r}; known: {known}")
-    for intent in artifact.intents:
-        _check_techniques(path, artifact, intent)
+    for intent in intents:
+        _check_advice(path, intent, complexity_levels, techniques)
 
 
-def _check_techniques(path: Path, artifact: Artifact, intent: Intent) -> None:
-    if set(intent.techniques) != set(artifact.complexity_levels):
-        expected = ", ".join(artifact.complexity_levels)
-        found = ", ".join(intent.techniques) or "none"
-        raise ArtifactError(f"{path}: intent {intent.name!r} has technique rows for {found}; it needs {expected}")
-    for level, techniques in intent.techniques.items():
-        unknown = [technique for technique in techniques if technique not in artifact.techniques]
+def _check_advice(path: Path, intent: Intent, complexity_levels: Sequence[str], techniques: Sequence[str]) -> None:
+    for kind, by_level in (("techniques", intent.techniques), ("reasons", intent.reasons)):
+        if set(by_level) != set(complexity_levels):
+            expected = ", ".join(complexity_levels)
+            found = ", ".join(by_level) or "none"
+            raise ArtifactError(f"{path}: intent {intent.name!r} has {kind} for {found}; it needs {expected}")
+    for level, suggested in intent.techniques.items():
+        unknown = [technique for technique in suggested if technique not in techniques]
         if unknown:
-            known = ", ".join(artifact.techniques)
+            known = ", ".join(techniques)
             raise ArtifactError(
                 f"{path}: intent {intent.name!r} suggests unknown technique {unknown[0]!r} at {level!r}; known: {known}"
             )
+
+
+def _check_normalisation(path: Path, steps: Sequence[str]) -> None:
+    unknown = [step for step in steps if step not in NORMALISATIONS]
+    if unknown:
+        known = ", ".join(NORMALISATIONS)
+        raise ArtifactError(f"{path}: unknown normalisation step {unknown[0]!r}; known: {known}")
 
 
 def _check_weights(artifact: Artifact) -> None:

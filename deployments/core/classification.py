@@ -33,9 +33,9 @@ def classify(
 def fits(correction: Correction, artifact: Artifact) -> bool:
     """Whether the artifact has the labels a correction speaks of; one from before a change of labels may not."""
     return (
-        correction.intent in artifact.intent_names
+        correction.intent in artifact.answer_names
         and (correction.complexity is None or correction.complexity in artifact.complexity_levels)
-        and set(correction.techniques or ()) <= set(artifact.techniques)
+        and set(correction.techniques or ()) <= set(artifact.technique_names)
     )
 
 

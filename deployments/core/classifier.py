@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deployments.core.artifact import WEIGHTS_FILE, Artifact, EncoderSpec, sha256_of
+from deployments.core.artifact import OUT_OF_SCOPE, WEIGHTS_FILE, Artifact, EncoderSpec, sha256_of
 from deployments.core.errors import ArtifactError
 from deployments.core.prediction import Prediction
 
@@ -159,7 +159,9 @@ class Classifier:
     def _predict(self, tokens: Tokens, scores: Sequence[float], level: int) -> Prediction:
         artifact = self.artifact
         best = max(range(len(scores)), key=scores.__getitem__)
-        intent, complexity = artifact.intent_names[best], artifact.complexity_levels[level]
+        abstains = artifact.abstain_below is not None and scores[best] < artifact.abstain_below
+        intent = OUT_OF_SCOPE if abstains else artifact.intent_names[best]
+        complexity = artifact.complexity_levels[level]
         return Prediction(
             intent=intent,
             confidence=round(scores[best], SCORE_DECIMALS),

@@ -99,10 +99,10 @@ class FeedbackRecord(_Request):
         """
         complexity = () if self.correct_complexity is None else (self.correct_complexity,)
         given: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-            ("original_intent", (self.original_intent,), artifact.intent_names),
-            ("correct_intent", (self.correct_intent,), artifact.intent_names),
+            ("original_intent", (self.original_intent,), artifact.answer_names),
+            ("correct_intent", (self.correct_intent,), artifact.answer_names),
             ("correct_complexity", complexity, artifact.complexity_levels),
-            ("correct_techniques", self.correct_techniques or (), artifact.techniques),
+            ("correct_techniques", self.correct_techniques or (), artifact.technique_names),
         )
         errors: list[dict[str, object]] = [
             {"loc": ["body", field], "msg": f"unknown label {label!r}; known: {', '.join(known)}"}
@@ -178,10 +178,10 @@ class TypesResponse(BaseModel):
         return cls(
             intents=tuple(
                 IntentInfo(name=intent.name, description=intent.description, techniques=dict(intent.techniques))
-                for intent in artifact.intents
+                for intent in artifact.answers
             ),
             complexity_levels=artifact.complexity_levels,
-            techniques=artifact.techniques,
+            techniques=artifact.technique_names,
             model_version=artifact.version,
         )
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Prediction:
     """The model's answer for one text.
 
-    `scores` maps every intent of the artifact to its probability (they sum to 1); `confidence` is the largest of them.
+    `scores` maps every intent of the artifact to its probability (they sum to 1); `confidence` is the largest of them,
+    also of an `out_of_scope` answer, which is given because it was too small.
     `tokens` counts the text's tokens before truncation. It depends on the text and `model_version` alone.
     """
 

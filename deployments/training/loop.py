@@ -1,4 +1,4 @@
-"""The training loop: AdamW over drawn batches, the best epoch kept."""
+"""The training loop: AdamW over drawn batches, stopped early, the best epoch kept."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -12,38 +12,53 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from deployments.core.classifier import Tokeniser, Tokens, load_encoder
+from deployments.training.calibration import fit_temperature, log_loss
 from deployments.training.dataset import Row, draw_batches, sampling_weights
 from deployments.training.labels import Labels
-from deployments.training.network import IGNORED, Network, loss_of
+from deployments.training.network import COMPLEXITY_SHARE, IGNORED, Network, complexity_loss, loss_of
 from deployments.training.recipe import Recipe
 
 
 def fit(
-    kept: Sequence[Row], held: Sequence[Row], labels: Labels, encoder: Path, recipe: Recipe, *, progress: bool
-) -> dict[str, torch.Tensor]:
-    """Train on `kept` and give the weights of the epoch with the least loss on `held`, as an artifact stores them."""
+    training: Sequence[Row],
+    validation: Sequence[Row],
+    labels: Labels,
+    encoder: Path,
+    recipe: Recipe,
+    *,
+    progress: bool,
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Train until the last epoch, or until `patience` epochs in a row did not improve the loss on `validation`.
+
+    Returns:
+        The weights of the best epoch as an artifact stores them, and the validation loss after each epoch.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = _network(labels, encoder, recipe)
         tokeniser = Tokeniser.load(encoder, recipe.max_tokens)
-        examples, aside = (Examples.of(rows, labels, tokeniser) for rows in (kept, held))
+        examples, aside = (Examples.of(rows, labels, tokeniser) for rows in (training, validation))
         chance = random.Random(recipe.seed)  # noqa: S311 - the order of rows is no secret
         epochs = [
             draw_batches(examples.lengths, examples.weights, recipe.batch_size, chance) for _ in range(recipe.epochs)
         ]
-        steps = sum(map(len, epochs))
-        optimizer, schedule = _optimizer(network, steps, recipe)
-        best, best_loss = network.weights(), float("inf")
-        with _progress_bar(steps, shown=progress) as advance:
+        optimizer, schedule = _optimizer(network, sum(map(len, epochs)), recipe)
+        best, losses = network.weights(), list[float]()
+        with _progress_bar([len(batches) for batches in epochs], shown=progress) as bar:
             for batches in epochs:
                 for batch in batches:
                     _step(network, examples, batch, optimizer, recipe)
                     schedule.step()
-                    advance()
-                loss = held_out_loss(network, aside, recipe.batch_size)
-                if loss < best_loss:
-                    best, best_loss = network.weights(), loss
-    return best
+                    bar.advance()
+                loss, accuracy = validate(network, aside, recipe.batch_size)
+                if loss < min(losses, default=float("inf")):
+                    best = network.weights()
+                losses.append(loss)
+                bar.tell(f"epoch {len(losses)} of {recipe.epochs}: validation loss {loss:.4f}, accuracy {accuracy:.4f}")
+                if len(losses) - losses.index(min(losses)) > recipe.patience:
+                    bar.tell(f"no better loss in {recipe.patience} epochs: stopping")
+                    break
+    return best, losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +89,25 @@ class Examples:
         """Tokens of each row, truncated."""
         return [len(tokens.ids) for tokens in self.tokens]
 
-    def loss(self, network: Network, batch: Sequence[int], *, smoothing: float) -> torch.Tensor:
-        """The network's loss on the rows at the indices in `batch`."""
-        logits = network([self.tokens[index] for index in batch], self.pad_id)
-        rows = list(batch)
-        return loss_of(logits, self.intents[rows], self.levels[rows], smoothing=smoothing)
 
+def validate(network: Network, examples: Examples, batch_size: int) -> tuple[float, float]:
+    """Give loss and accuracy over all rows, each weighed as it is drawn in training.
 
-def held_out_loss(network: Network, aside: Examples, batch_size: int) -> float:
-    """Mean loss over all rows, without dropout or smoothing."""
+    The intent's loss is taken at the temperature that fits it best, as it will be served: without that, an epoch that
+    is right more often but too sure of itself would lose against an earlier one.
+    """
     network.eval()
-    order = sorted(range(len(aside.tokens)), key=aside.lengths.__getitem__)
-    total = 0.0
+    order = sorted(range(len(examples.tokens)), key=examples.lengths.__getitem__)
+    parts = []
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            total += float(aside.loss(network, batch, smoothing=0.0)) * len(batch)
-    return total / len(order)
+            parts.append(network([examples.tokens[index] for index in batch], examples.pad_id))
+    intents, levels = (torch.cat([part[head] for part in parts]) for head in (0, 1))
+    meant, weights = examples.intents[order], torch.tensor(examples.weights)[order]
+    loss = log_loss(intents, meant, weights, fit_temperature(intents, meant, weights))
+    loss += COMPLEXITY_SHARE * float(complexity_loss(levels, examples.levels[order]))
+    return loss, float(((intents.argmax(dim=1) == meant) * weights).sum() / weights.sum())
 
 
 def _network(labels: Labels, encoder: Path, recipe: Recipe) -> Network:
@@ -119,19 +136,31 @@ def _optimizer(network: Network, steps: int, recipe: Recipe) -> tuple[Optimizer,
 def _step(network: Network, examples: Examples, batch: Sequence[int], optimizer: Optimizer, recipe: Recipe) -> None:
     network.train()
     optimizer.zero_grad()
+    rows = list(batch)
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-        loss = examples.loss(network, batch, smoothing=recipe.label_smoothing)
+        logits = network([examples.tokens[index] for index in rows], examples.pad_id)
+        loss = loss_of(logits, examples.intents[rows], examples.levels[rows], smoothing=recipe.label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
     clip_grad_norm_(network.parameters(), recipe.gradient_norm)
     optimizer.step()
 
 
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """Counts steps, and tells of epochs above the bar."""
+
+    advance: Callable[[], None]
+    tell: Callable[[str], None]
+
+
 @contextmanager
-def _progress_bar(steps: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Give a function that counts a step; with a bar and the time left on the terminal when shown."""
+def _progress_bar(epochs: Sequence[int], *, shown: bool) -> Iterator[_Bar]:
+    """Show steps and the time left on a terminal, lines about epochs anywhere; nothing when not shown."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not shown) as bar:
-        task = bar.add_task("training", total=steps)
-        yield lambda: bar.advance(task)
+    console = Console(stderr=True, quiet=not shown, highlight=False)
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task("training", total=sum(epochs))
+        yield _Bar(lambda: bar.advance(task), console.print)

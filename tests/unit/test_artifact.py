@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from deployments.core.artifact import COMPLEXITY_LEVELS, DEFAULT_ARTIFACT, TECHNIQUES, Artifact
+from deployments.core.artifact import DEFAULT_ARTIFACT, OUT_OF_SCOPE, Artifact
 from deployments.core.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -26,6 +26,16 @@ INTENTS = (
     "conversation",
     "task_planning",
     "problem_solving",
+)
+COMPLEXITY_LEVELS = ("simple", "moderate", "complex")
+TECHNIQUES = (
+    "chain_of_thought",
+    "tree_of_thoughts",
+    "few_shot",
+    "zero_shot",
+    "self_consistency",
+    "constitutional_ai",
+    "iterative_refinement",
 )
 
 
@@ -54,7 +64,7 @@ def test_the_shipped_artifact_knows_the_ten_intents_and_a_technique_for_each_com
 
     assert set(artifact.intent_names) == set(INTENTS)
     assert artifact.complexity_levels == COMPLEXITY_LEVELS
-    assert artifact.techniques == TECHNIQUES
+    assert artifact.technique_names == TECHNIQUES
     for intent in INTENTS:
         for level in COMPLEXITY_LEVELS:
             suggested = artifact.techniques_for(intent, level)
@@ -68,6 +78,24 @@ def test_the_shipped_artifact_is_small_and_names_no_path_of_the_machine_it_was_m
 
     assert sum(path.stat().st_size for path in DEFAULT_ARTIFACT.iterdir()) < 10_000_000
     assert all("/" not in file["name"] and len(file["sha256"]) == 64 for file in artifact.training["files"])
+
+
+def test_every_suggestion_has_a_reason_and_every_technique_a_source():
+    """One line of reason for each intent at each level; each technique names the publication it is taken from."""
+    artifact = Artifact.load(DEFAULT_ARTIFACT)
+
+    assert all(intent.reasons[level] for intent in artifact.intents for level in COMPLEXITY_LEVELS)
+    assert all("arXiv:" in technique.source for technique in artifact.techniques)
+
+
+def test_an_artifact_that_may_abstain_has_one_more_answer(folder: Path):
+    """`out_of_scope` is listed after the model's own intents, and suggests no technique."""
+    edit(folder, lambda fields: fields.update(abstain_below=0.5))
+
+    artifact = Artifact.load(folder)
+
+    assert artifact.answer_names == (*artifact.intent_names, OUT_OF_SCOPE)
+    assert artifact.techniques_for(OUT_OF_SCOPE, "simple") == ()
 
 
 def test_an_unknown_intent_has_no_techniques():
@@ -130,7 +158,13 @@ def test_what_is_not_a_yaml_mapping_is_refused_in_one_line(folder: Path, content
         (lambda f: f.update(normalisation=["rot13"]), "unknown normalisation step 'rot13'; known: collapse_whitespace"),
         (lambda f: f["intents"][0]["techniques"].update(simple=["magic"]), "unknown technique 'magic' at 'simple'"),
         (lambda f: f["intents"][3]["techniques"].pop("complex"), "it needs simple, moderate, complex"),
+        (lambda f: f["intents"][3]["reasons"].pop("complex"), "has reasons for moderate, simple; it needs simple, moderate, complex"),
         (lambda f: f["intents"].append(f["intents"][0]), "is listed twice"),
+        (lambda f: f.update(abstain_below=1.5), "abstain_below: Input should be less than or equal to 1"),
+        (
+            lambda f: (f["intents"][0].update(name="out_of_scope"), f.update(abstain_below=0.5)),
+            "intent 'out_of_scope' is listed twice",
+        ),
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name(folder: Path, change: Callable[[dict[str, Any]], object], said: str):

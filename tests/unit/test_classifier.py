@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,25 @@ def test_a_poem_is_creative_writing(classifier: Classifier):
     assert sum(prediction.scores.values()) == pytest.approx(1, abs=1e-5)
     assert prediction.techniques == ARTIFACT.techniques_for("creative_writing", prediction.complexity)
     assert prediction.model_version == ARTIFACT.version
+
+
+def test_an_artifact_abstains_below_its_threshold(classifier: Classifier):
+    """Below it the answer is `out_of_scope` without techniques; confidence and scores stay what they were."""
+    text = "Write a haiku about autumn"
+    [sure] = classifier.forward(classifier.tokenise([text]))
+    [unsure] = served(classifier, abstain_below=sure.confidence + 1e-6).forward(classifier.tokenise([text]))
+    [kept] = served(classifier, abstain_below=sure.confidence - 1e-6).forward(classifier.tokenise([text]))
+
+    assert (unsure.intent, unsure.techniques) == ("out_of_scope", ())
+    assert (unsure.confidence, unsure.scores, unsure.complexity) == (sure.confidence, sure.scores, sure.complexity)
+    assert kept == sure
+
+
+def served(classifier: Classifier, *, abstain_below: float) -> Classifier:
+    """The same model under an artifact with another threshold."""
+    changed = copy(classifier)
+    changed.artifact = replace(ARTIFACT, abstain_below=abstain_below)
+    return changed
 
 
 def test_an_answer_does_not_depend_on_its_batch(classifier: Classifier):

@@ -1,50 +1,32 @@
-"""Training: what rows it takes, what it draws, and that it makes an artifact that can be served, or nothing."""
+"""Training: that it makes an artifact which can be served, or nothing."""
 
 from __future__ import annotations
 
-import json
 import math
-import random
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from deployments.core.artifact import COMPLEXITY_LEVELS, Artifact
+from deployments.core.artifact import Artifact
 from deployments.core.classifier import Classifier
 from deployments.core.errors import StartupError
-from deployments.core.prediction import Prediction
-from deployments.training import dataset
-from deployments.training.calibration import calibration_error, fit_temperature
-from deployments.training.dataset import Row, draw_batches, hold_out, read_rows, sampling_weights
-from deployments.training.evaluate import evaluate, score
-from deployments.training.labels import SHIPPED_LABELS, read_labels
+from deployments.training import loop
+from deployments.training.calibration import calibration_error, fit_temperature, log_loss, reliability
+from deployments.training.corpus import Corpus
+from deployments.training.evaluate import evaluate
 from deployments.training.network import IGNORED, loss_of
 from deployments.training.recipe import Recipe
+from deployments.training.sources import leave_one_source_out
 from deployments.training.train import train
+from tests.unit.rows import greetings_and_sums, write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-TINY = Recipe(epochs=1, max_tokens=16, batch_size=8, lora_rank=2, lora_alpha=4)
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
-    return path
-
-
-def greetings_and_sums(path: Path) -> Path:
-    rows = [{"text": f"hello friend {n}", "intent": "greeting", "complexity": "simple"} for n in range(20)]
-    rows += [{"text": f"what is {n} plus {n}", "intent": "sum"} for n in range(20)]
-    return write(path, *rows)
-
-
-def row(text: str, intent: str = "a", source: str = "s", complexity: str | None = None) -> Row:
-    return Row(text, intent, complexity, source, "here:1")
+TINY = Recipe(epochs=2, max_tokens=16, batch_size=8, lora_rank=2, lora_alpha=4)
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +56,102 @@ def test_a_trained_artifact_is_served_and_scored(trained: tuple[Artifact, Artifa
     [prediction] = classifier.forward(classifier.tokenise(["hello friend"]))
 
     assert set(prediction.scores) == {"greeting", "sum"}
-    assert prediction.complexity in COMPLEXITY_LEVELS
+    assert prediction.complexity in artifact.complexity_levels
     assert [file["name"] for file in artifact.training["files"]] == ["rows.jsonl"]
     assert artifact.training["seed"] == 7
-    assert artifact.scores["rows.jsonl"]["accuracy"] == evaluate(artifact, [data]).accuracy
+    assert artifact.scores["rows.jsonl"] == evaluate(artifact, [data]).summary()
+    assert artifact.scores["rows.jsonl"]["complexity"]["length_baseline"] is not None
+    assert artifact.abstain_below is None
 
 
-def test_an_interrupted_training_leaves_what_was_there(tmp_path: Path):
-    """Ctrl-C while the rows are evaluated leaves the old artifact whole and no folder beside it."""
+def test_rows_out_of_scope_are_not_learned_but_set_the_threshold(tmp_path: Path):
+    """The artifact has no such intent, abstains below a confidence, and says how well that separates them."""
+    data = greetings_and_sums(tmp_path / "rows.jsonl")
+    strange = write(tmp_path / "oos.jsonl", *({"text": f"zebra {n} on mars", "intent": "oos"} for n in range(8)))
+
+    artifact = train([data, strange], tmp_path / "model", out_of_scope="oos", recipe=TINY, evaluation=[data])
+    scored = evaluate(artifact, [data, strange], out_of_scope="oos").out_of_scope
+
+    assert artifact.intent_names == ("greeting", "sum")
+    assert artifact.abstain_below is not None
+    assert scored is not None
+    assert (scored.rows, scored.abstain_below) == (8, artifact.abstain_below)
+
+
+def test_an_artifact_may_abstain_without_rows_out_of_scope(tmp_path: Path):
+    """Asked for it, training keeps 95 of 100 validation texts answered."""
+    data = greetings_and_sums(tmp_path / "rows.jsonl")
+
+    assert train([data], tmp_path / "model", abstain=True, recipe=TINY).abstain_below is not None
+
+
+def test_rows_marked_test_are_scored_and_never_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also when another file has the same text without the mark."""
+    data = greetings_and_sums(tmp_path / "rows.jsonl")
+    marked = write(
+        tmp_path / "marked.jsonl",
+        {"text": "hello friend 1", "intent": "greeting", "split": "test"},
+        {"text": "what is one plus two", "intent": "sum", "split": "test"},
+    )
+    seen: list[str] = []
+    monkeypatch.setattr(loop, "fit", _recording(loop.fit, seen))
+
+    artifact = train([data, marked], tmp_path / "model", recipe=TINY)
+
+    assert artifact.scores["test"]["rows"] == 2
+    assert len(seen) == 39
+    assert not {"hello friend 1", "what is one plus two"} & set(seen)
+
+
+def _recording(fit, seen: list[str]):
+    def wrapper(training, validation, *args, **kwargs):
+        seen.extend(row.text for row in (*training, *validation))
+        return fit(training, validation, *args, **kwargs)
+
+    return wrapper
+
+
+def test_training_stops_when_the_loss_on_other_rows_no_longer_falls(tmp_path: Path):
+    """With a learning rate of nothing no epoch is better than the first, so patience ends it after two more."""
+    data = greetings_and_sums(tmp_path / "rows.jsonl")
+
+    artifact = train([data], tmp_path / "model", recipe=replace(TINY, epochs=9, patience=2, learning_rate=0.0))
+
+    assert len(artifact.training["validation_losses"]) == 3
+
+
+def test_a_source_is_scored_by_a_model_that_never_saw_it(tmp_path: Path):
+    """One report for each source asked for, over all its rows; unknown sources are refused with the known ones."""
+    rows = [
+        {"text": f"{greeting} {n}", "intent": "greeting", "source": source}
+        for source, greeting in (("forum", "hello there"), ("chat", "good morning"))
+        for n in range(10)
+    ]
+    rows += [{"text": f"{n} plus {n}", "intent": "sum", "source": "book"} for n in range(10)]
+    corpus = Corpus.read(
+        [write(tmp_path / "rows.jsonl", *rows)], labels=None, evaluation=(), out_of_scope="oos", validation_share=0.1
+    )
+
+    reports = dict(leave_one_source_out(corpus, TINY, sources=["forum"]))
+
+    assert {name: report.rows for name, report in reports.items()} == {"forum": 10}
+    with pytest.raises(StartupError, match="no source 'radio' in the data; there are book, chat, forum"):
+        list(leave_one_source_out(corpus, TINY, sources=["radio"]))
+    with pytest.raises(StartupError, match="without source 'book' fewer than two intents are left"):
+        list(leave_one_source_out(corpus, TINY))
+
+
+def test_an_interrupted_training_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C in its middle leaves the old artifact whole and no folder beside it."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
     old = train([data], tmp_path / "model", recipe=TINY)
 
-    def interrupt() -> Iterator[Path]:
+    def interrupt(*_: object) -> float:
         raise KeyboardInterrupt
-        yield
 
+    monkeypatch.setattr(loop, "validate", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train([data], tmp_path / "model", recipe=replace(TINY, seed=1), evaluation=interrupt())
+        train([data], tmp_path / "model", recipe=replace(TINY, seed=1))
 
     assert Artifact.load(tmp_path / "model").version == old.version
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rows.jsonl"]
@@ -102,109 +163,6 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path):
 
     with pytest.raises(StartupError, match="name an empty or a new folder"):
         train([data], tmp_path, recipe=TINY)
-
-
-GOOD = {"text": "hi there", "intent": "greeting"}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"intent": "greeting"}, "no text"),
-        ({"text": "  ", "intent": "greeting"}, "no text"),
-        ({"text": "hi"}, "no intent"),
-        ({"text": 5, "intent": "greeting"}, "'text' is 5; write a string"),
-        ({"text": "hi", "intent": "smalltalk"}, "unknown intent 'smalltalk'; known: greeting, sum"),
-        ({"text": "hi", "intent": "sum", "complexity": "hard"}, "unknown complexity 'hard'; known: simple"),
-        ({"text": "hi there", "intent": "sum"}, "intent 'sum' here and 'greeting' at "),
-        ('{"text": "hi", ', "not JSON"),
-        ('["hi", "greeting"]', "a JSON object is expected"),
-    ],
-)
-def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, wrong: object, said: str):
-    """A wrong row stops the reading with file:line, what is wrong and what to do."""
-    path = write(tmp_path / "rows.jsonl", GOOD, "", wrong)
-
-    with pytest.raises(StartupError) as refused:
-        read_rows([path], intents=["greeting", "sum"], levels=["simple"])
-
-    assert str(refused.value).startswith(f"{path}:3: ")
-    assert said in str(refused.value)
-
-
-def test_one_intent_is_not_enough(tmp_path: Path):
-    """Data with a single intent is refused: there is nothing to tell apart."""
-    path = write(tmp_path / "rows.jsonl", GOOD, {"text": "good evening", "intent": "greeting"})
-
-    with pytest.raises(StartupError, match=r"rows\.jsonl:1: every row has intent 'greeting'"):
-        train([path], tmp_path / "out")
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff", None])
-def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes | None):
-    """An empty file, one that is no text and one that does not exist are refused by name."""
-    path = tmp_path / "rows.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-
-    with pytest.raises(StartupError, match=r"rows\.jsonl"):
-        read_rows([path])
-
-
-def test_a_row_said_twice_counts_once(tmp_path: Path):
-    """The same text with the same intent in two files is one row."""
-    first, second = write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b.jsonl", GOOD)
-
-    assert len(read_rows([first, second])) == 1
-
-
-def test_the_held_out_part_is_the_same_whatever_the_order():
-    """A tenth of each intent and source is kept aside, chosen by the texts alone."""
-    rows = [row(f"text {n}", "ab"[n % 2], "xy"[n % 4 // 2]) for n in range(80)]
-
-    kept, held = hold_out(rows, 0.1)
-    _, held_reversed = hold_out(rows[::-1], 0.1)
-
-    assert len(kept) + len(held) == 80
-    assert Counter((r.intent, r.source) for r in held) == dict.fromkeys([(i, s) for i in "ab" for s in "xy"], 2)
-    assert {r.text for r in held} == {r.text for r in held_reversed}
-
-
-def test_sampling_leans_towards_small_intents_and_sources():
-    """By hand: 16 rows of one intent and 1 of another are drawn 2 to 1, for the fourth root is taken."""
-    rows = [row(str(n), "large") for n in range(16)] + [row("x", "small")]
-
-    weights = sampling_weights(rows)
-
-    assert sum(weights) == pytest.approx(1)
-    assert sum(weights[:16]) == pytest.approx(2 / 3)
-
-
-def test_each_row_is_drawn_within_one_of_its_share():
-    """An epoch draws as many as there are rows, each as often as its weight says, up to one."""
-    chance = random.Random(5)
-    weights = [chance.random() for _ in range(100)]
-    weights = [weight / sum(weights) for weight in weights]
-
-    batches = draw_batches([1] * 100, weights, 8, chance)
-    drawn = Counter(index for batch in batches for index in batch)
-
-    assert abs(drawn.total() - 100) <= 1
-    assert all(abs(drawn[index] - 100 * weight) < 1 + 1e-9 for index, weight in enumerate(weights))
-
-
-def test_batches_hold_near_lengths():
-    """Sorted within a pool, batches need less than a third of the padding of batches in random order."""
-    chance = random.Random(5)
-    lengths = [chance.randint(4, 256) for _ in range(640)]
-
-    def padding(batches: Sequence[Sequence[int]]) -> int:
-        return sum(max(lengths[i] for i in batch) - lengths[j] for batch in batches for j in batch)
-
-    batches = draw_batches(lengths, [1 / 640] * 640, 32, chance)
-    mixed = [list(range(at, at + 32)) for at in range(0, 640, 32)]
-
-    assert padding(batches) < padding(mixed) / 3
 
 
 def test_complexity_counts_only_where_it_is_known():
@@ -227,46 +185,49 @@ def test_the_temperature_undoes_a_known_scaling():
     assert fit_temperature(logits, labels, torch.ones(4)) == pytest.approx(3, rel=1e-3)
 
 
+def test_the_log_loss_by_hand():
+    """At a temperature of 2, odds of 9 to 1 become 3 to 1; a row that counts twice counts twice."""
+    logits = torch.tensor([[math.log(9), 0.0], [math.log(9), 0.0]])
+
+    loss = log_loss(logits, torch.tensor([0, 1]), torch.tensor([2.0, 1.0]), 2.0)
+
+    assert loss == pytest.approx((2 * math.log(4 / 3) + math.log(4)) / 3)
+
+
 def test_calibration_error_by_hand():
     """Two answers at 0.95, one right, and two at 0.5, one right: a gap of 0.45 on half of them."""
-    assert calibration_error([0.95, 0.95, 0.5, 0.5], [True, False, True, False]) == pytest.approx(0.225)
+    confidences, right = [0.95, 0.95, 0.5, 0.5], [True, False, True, False]
+
+    assert calibration_error(confidences, right) == pytest.approx(0.225)
+    assert [(each.rows, each.confidence, each.accuracy) for each in reliability(confidences, right)] == [
+        (2, 0.5, 0.5),
+        (2, 0.95, 0.5),
+    ]
 
 
-def test_scores_by_hand():
-    """Three rows, two right: accuracy 2/3, F1 2/3 for both intents, recall 1/2 and 1."""
-    rows = [row("1", "a", complexity="simple"), row("2", "a"), row("3", "b")]
-    said = [Prediction(name, 1.0, "complex", (), {name: 1.0}, 3, truncated=False, model_version="v") for name in "abb"]
+def test_wrong_rows_of_a_file_to_be_scored_stop_the_training_before_it_starts(tmp_path: Path):
+    """An evaluation file is checked with the others, not twenty minutes later."""
+    data = greetings_and_sums(tmp_path / "rows.jsonl")
+    wrong = write(tmp_path / "dev.jsonl", {"text": "hi", "intent": "smalltalk"})
 
-    report = score(rows, said)
-
-    assert (report.accuracy, report.macro_f1, report.complexity_accuracy) == (0.6667, 0.6667, 0.0)
-    assert report.recall == {"a": 0.5, "b": 1.0}
-
-
-def test_the_projects_own_prompts_cover_every_intent_at_every_complexity():
-    """prompts.jsonl reads without error and has each label of labels.yaml at each level at least three times."""
-    labels = read_labels(SHIPPED_LABELS)
-    prompts = SHIPPED_LABELS.parent / "prompts.jsonl"
-
-    rows = read_rows([prompts], intents=labels.intent_names, levels=labels.complexity_levels)
-    found = Counter((row.intent, row.complexity) for row in rows)
-
-    assert len(rows) >= 500
-    assert all(found[intent, level] >= 3 for intent in labels.intent_names for level in labels.complexity_levels)
+    with pytest.raises(StartupError, match=r"dev\.jsonl:1: unknown intent 'smalltalk'; known: "):
+        train([data], tmp_path / "out", evaluation=[wrong])
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", ["intents: [", "intents: []\nlevels: []", "a"])
-def test_a_wrong_label_file_is_refused_in_one_line(tmp_path: Path, content: str):
-    """A label file that is not one is refused by name."""
-    path = tmp_path / "labels.yaml"
-    path.write_text(content)
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("good evening", "greeting", "train")], r"rows\.jsonl:1: every row has intent 'greeting'"),
+        ([("good evening", "oos", "train")], "no rows to train on; all are test or oos"),
+        ([("good evening", "greeting", "test"), ("2 + 2", "sum", "test")], "no rows to train on"),
+    ],
+)
+def test_rows_that_teach_nothing_are_refused(tmp_path: Path, rows: Sequence[tuple[str, str, str]], said: str):
+    """One intent alone, only rows out of scope, only test rows."""
+    data = write(
+        tmp_path / "rows.jsonl", *({"text": text, "intent": intent, "split": split} for text, intent, split in rows)
+    )
 
-    with pytest.raises(StartupError, match=r"labels\.yaml") as refused:
-        read_labels(path)
-
-    assert "\n" not in str(refused.value)
-
-
-def test_the_dataset_module_needs_no_torch():
-    """Rows are checked before torch is loaded, so a wrong row is told at once."""
-    assert not hasattr(dataset, "torch")
+    with pytest.raises(StartupError, match=said):
+        train([data], tmp_path / "out", out_of_scope="oos")

@@ -1,0 +1,44 @@
+"""What the `intents` commands share on a terminal: examples in the help, tables, failures in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from deployments.core.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def examples(*commands: str) -> str:
+    """The examples below a command's help."""
+    return "\n\n".join(("Examples:", *(f"  $ {command}" for command in commands)))
+
+
+def console() -> Console:
+    """Standard output for tables; in full when piped, since a program that reads them has no width."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 240)
+
+
+@contextlib.contextmanager
+def one_line_errors(expected: tuple[type[Exception], ...] = (StartupError,)) -> Iterator[None]:
+    """Turn a failure the user can do something about into lines on standard error and exit code 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:  # `intents status | head`: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except expected as error:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            typer.echo(f"intents: {line}", err=True)
+        raise typer.Exit(1) from None

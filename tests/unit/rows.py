@@ -1,0 +1,26 @@
+"""Rows of labelled texts for the training tests."""
+
+import json
+from pathlib import Path
+
+from deployments.training.dataset import Row
+
+
+def row(text: str, intent: str = "a", source: str = "s", complexity: str | None = None) -> Row:
+    """A row as it is read."""
+    return Row(text, intent, complexity, source, "here:1")
+
+
+def write(path: Path, *rows: object) -> Path:
+    """Write a JSONL file; strings as they stand."""
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def greetings_and_sums(path: Path) -> Path:
+    """Forty rows which anything can tell apart; the greetings with complexities."""
+    greetings = [
+        {"text": f"hello friend {n}", "intent": "greeting", "complexity": ("simple", "moderate")[n % 2]}
+        for n in range(20)
+    ]
+    return write(path, *greetings, *({"text": f"what is {n} plus {n}", "intent": "sum"} for n in range(20)))
