@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 BINS = 15
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.5, 20.0
+"""A few validation rows that are all right would ask for certainty: answers are sharpened twice at most."""
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> float:

@@ -47,8 +47,7 @@ def fit(
         with _progress_bar([len(batches) for batches in epochs], shown=progress) as bar:
             for batches in epochs:
                 for batch in batches:
-                    _step(network, examples, batch, optimizer, recipe)
-                    schedule.step()
+                    _step(network, examples, batch, optimizer, schedule, recipe)
                     bar.advance()
                 loss, accuracy = validate(network, aside, recipe.batch_size)
                 if loss < min(losses, default=float("inf")):
@@ -133,16 +132,18 @@ def _optimizer(network: Network, steps: int, recipe: Recipe) -> tuple[Optimizer,
     return optimizer, LambdaLR(optimizer, factor)
 
 
-def _step(network: Network, examples: Examples, batch: Sequence[int], optimizer: Optimizer, recipe: Recipe) -> None:
+def _step(
+    network: Network, examples: Examples, rows: list[int], optimizer: Optimizer, schedule: LRScheduler, recipe: Recipe
+) -> None:
     network.train()
     optimizer.zero_grad()
-    rows = list(batch)
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
         logits = network([examples.tokens[index] for index in rows], examples.pad_id)
         loss = loss_of(logits, examples.intents[rows], examples.levels[rows], smoothing=recipe.label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
     clip_grad_norm_(network.parameters(), recipe.gradient_norm)
     optimizer.step()
+    schedule.step()
 
 
 @dataclass(frozen=True, slots=True)

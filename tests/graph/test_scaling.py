@@ -1,7 +1,5 @@
 """The graph as any Ray Serve user handles it: `serve deploy`, a changed `num_replicas`, a builder that refuses."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +9,8 @@ import yaml
 from deployments.core.errors import StartupError
 from deployments.core.settings import ENVIRONMENT_NAMES, Settings
 from deployments.graph import build
-from tests.service import ROOT, Service, Traffic, wait_for
-
-SERVE = str(Path(sys.executable).parent / "serve")
-
-
-def serve(service: Service, *arguments: str) -> str:
-    """Run Ray's own `serve` command against the service's cluster."""
-    environment = service.environment | {
-        "RAY_DASHBOARD_ADDRESS": service.state["dashboard"],
-        "RAY_AUTH_MODE": "disabled",
-    }
-    result = subprocess.run(
-        [SERVE, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def deploy(service: Service, folder: Path, config: dict[str, Any]) -> None:
-    path = folder / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    serve(service, "deploy", str(path))
-
-
-def settled(service: Service, replicas: dict[str, int]) -> bool:
-    """Whether the application runs with just these replicas, the old ones gone."""
-    application = yaml.safe_load(serve(service, "status"))["applications"]["intents"]
-    states = {name: deployment["replica_states"] for name, deployment in application["deployments"].items()}
-    return application["status"] == "RUNNING" and all(
-        states[name] == {"RUNNING": count} for name, count in replicas.items()
-    )
-
-
-@pytest.fixture
-def config(service: Service) -> dict[str, Any]:
-    """The shipped configuration, on the service's port."""
-    shipped = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    shipped["http_options"]["port"] = service.port
-    return shipped
+from tests.graph.rollout import deploy, roll_over, wait_until_settled
+from tests.service import ROOT, Service, Traffic
 
 
 def test_changing_num_replicas_and_deploying_again_scales_without_a_failed_request(
@@ -64,7 +25,7 @@ def test_changing_num_replicas_and_deploying_again_scales_without_a_failed_reque
             for each in config["applications"][0]["deployments"]:
                 each["num_replicas"] = wanted.get(each["name"], each["num_replicas"])
             deploy(service, tmp_path, config)
-            wait_for(lambda wanted=wanted: settled(service, wanted), 90, lambda wanted=wanted: f"never {wanted}")
+            wait_until_settled(service, wanted)
 
     assert set(traffic.outcomes) == {200}
 
@@ -74,14 +35,10 @@ def test_changing_a_setting_and_deploying_again_rolls_over_without_a_failed_requ
 ):
     """New replicas of every deployment take over; nothing is ever without one."""
     (application,) = config["applications"]
-    before = service.replica_pids("Ingress")
 
     with Traffic(service, threads=2) as traffic:
         application["args"]["cache_ttl"] = 1800
-        deploy(service, tmp_path, config)
-        wait_for(lambda: not before & service.replica_pids("Ingress"), 90, lambda: "the old ingress replicas stay")
-        replicas = {each["name"]: each["num_replicas"] for each in application["deployments"]}
-        wait_for(lambda: settled(service, replicas), 90, lambda: "never settled")
+        roll_over(service, tmp_path, config)
 
     assert set(traffic.outcomes) == {200}
     assert service.stats()["cache_ttl_hours"] == 0.5

@@ -158,7 +158,10 @@ def test_what_is_not_a_yaml_mapping_is_refused_in_one_line(folder: Path, content
         (lambda f: f.update(normalisation=["rot13"]), "unknown normalisation step 'rot13'; known: collapse_whitespace"),
         (lambda f: f["intents"][0]["techniques"].update(simple=["magic"]), "unknown technique 'magic' at 'simple'"),
         (lambda f: f["intents"][3]["techniques"].pop("complex"), "it needs simple, moderate, complex"),
-        (lambda f: f["intents"][3]["reasons"].pop("complex"), "has reasons for moderate, simple; it needs simple, moderate, complex"),
+        (
+            lambda f: f["intents"][3]["reasons"].pop("complex"),
+            "has reasons for moderate, simple; it needs simple, moderate, complex",
+        ),
         (lambda f: f["intents"].append(f["intents"][0]), "is listed twice"),
         (lambda f: f.update(abstain_below=1.5), "abstain_below: Input should be less than or equal to 1"),
         (

@@ -185,6 +185,13 @@ def test_the_temperature_undoes_a_known_scaling():
     assert fit_temperature(logits, labels, torch.ones(4)) == pytest.approx(3, rel=1e-3)
 
 
+def test_certainty_is_never_fitted():
+    """A few rows that are all right would be served with probabilities of 1: the temperature stops at a half."""
+    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+
+    assert fit_temperature(logits, torch.tensor([0, 1]), torch.ones(2)) == pytest.approx(0.5, abs=1e-3)
+
+
 def test_the_log_loss_by_hand():
     """At a temperature of 2, odds of 9 to 1 become 3 to 1; a row that counts twice counts twice."""
     logits = torch.tensor([[math.log(9), 0.0], [math.log(9), 0.0]])

@@ -1,0 +1,59 @@
+"""`serve deploy` against the running service, and whether it has settled."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.service import ROOT, Service, wait_for
+
+SERVE = str(Path(sys.executable).parent / "serve")
+SETTLE_TIMEOUT_S = 90
+
+
+def deploy(service: Service, folder: Path, config: dict[str, Any]) -> None:
+    """Deploy a configuration; the rollout goes on after it returns."""
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    serve(service, "deploy", str(path))
+
+
+def roll_over(service: Service, folder: Path, config: dict[str, Any]) -> None:
+    """Deploy a configuration that replaces every replica, and wait until only the new ones run."""
+    before = service.replica_pids("Ingress")
+    deploy(service, folder, config)
+    wait_for(
+        lambda: not before & service.replica_pids("Ingress"), SETTLE_TIMEOUT_S, lambda: "the old ingress replicas stay"
+    )
+    (application,) = config["applications"]
+    replicas = {each["name"]: each["num_replicas"] for each in application["deployments"]}
+    wait_until_settled(service, replicas)
+
+
+def wait_until_settled(service: Service, replicas: dict[str, int]) -> None:
+    """Wait until the application runs with just these replicas, the old ones gone."""
+    wait_for(lambda: settled(service, replicas), SETTLE_TIMEOUT_S, lambda: f"never {replicas}")
+
+
+def settled(service: Service, replicas: dict[str, int]) -> bool:
+    """Whether the application runs with just these replicas, the old ones gone."""
+    application = yaml.safe_load(serve(service, "status"))["applications"]["intents"]
+    states = {name: deployment["replica_states"] for name, deployment in application["deployments"].items()}
+    return application["status"] == "RUNNING" and all(
+        states[name] == {"RUNNING": count} for name, count in replicas.items()
+    )
+
+
+def serve(service: Service, *arguments: str) -> str:
+    """Run Ray's own `serve` command against the service's cluster."""
+    environment = service.environment | {
+        "RAY_DASHBOARD_ADDRESS": service.state["dashboard"],
+        "RAY_AUTH_MODE": "disabled",
+    }
+    result = subprocess.run(
+        [SERVE, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
