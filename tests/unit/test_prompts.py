@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from deployments.training.dataset import Row, read_rows
 from deployments.training.labels import SHIPPED_LABELS, read_labels
+from deployments.training.rows import Row, read_rows
 
 LABELS = read_labels(SHIPPED_LABELS)
 PROMPTS = SHIPPED_LABELS.parent / "prompts.jsonl"

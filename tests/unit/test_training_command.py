@@ -44,14 +44,17 @@ def test_ctrl_c_in_the_middle_leaves_no_half_artifact(tmp_path: Path):
     ("row", "said"),
     [
         ({"intent": "greeting"}, 'no text; add a non-blank "text"'),
-        ({"text": "hi", "intent": "smalltalk"}, "unknown intent 'smalltalk'; known: question_answering, "),
+        (
+            {"text": "hi", "intent": "smalltalk"},
+            "add the label (known: question_answering, ",
+        ),
         ('{"text": "hi"', "not JSON"),
         ({"text": "hello", "intent": "translation"}, "intent 'translation' here and 'conversation' at "),
         (None, "every row has intent 'conversation'; a classifier needs at least two"),
     ],
 )
 def test_a_wrong_row_stops_before_anything_is_trained(tmp_path: Path, row: object, said: str):
-    """One line with file, line and remedy, exit code 1, in less time than torch takes to load; nothing is written."""
+    """One line with file, line and remedy, and exit code 1; nothing is written."""
     rows = [{"text": "hello", "intent": "conversation"}, *([row] if row else [])]
     data = write(tmp_path / "rows.jsonl", *rows)
     labels = DEFAULT_ARTIFACT.parents[1] / "training" / "labels.yaml"
@@ -104,8 +107,9 @@ def test_evaluate_prints_tables_or_json_and_draws(tmp_path: Path):
     ("arguments", "said"),
     [
         (["--source=books"], "--source names what --leave-one-source-out leaves out; give both"),
-        (["--split=test"], "no rows with an intent to score"),
+        (["--split=test"], "no row has an intent to score"),
         (["--artifact=nowhere"], "nowhere/model.yaml: cannot be read"),
+        (["--leave-one-source-out", "--split=test"], "trains on what is no test row and draws nothing"),
         (["--leave-one-source-out", "--source=books"], "every row has intent 'conversation'"),
     ],
 )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
 from deployments.core.errors import StartupError
-from deployments.training import dataset
-from deployments.training.dataset import draw_batches, read_rows, sampling_weights, split_validation
 from deployments.training.labels import SHIPPED_LABELS, read_labels
+from deployments.training.rows import read_rows
+from deployments.training.sampling import draw_batches, sampling_weights, split_validation
 from tests.unit.rows import row, write
 
 if TYPE_CHECKING:
@@ -31,8 +34,14 @@ GOOD = {"text": "hi there", "intent": "greeting", "complexity": "simple"}
         ({"text": "hi", "intent": "sum", "split": "dev"}, "\"split\" is 'dev'; write train or test"),
         ('{"text": "\\ud83d", "intent": "sum"}', "'text' holds half a surrogate pair"),
         ({"text": 5, "intent": "greeting"}, "'text' is 5; write a string"),
-        ({"text": "hi", "intent": "smalltalk"}, "unknown intent 'smalltalk'; known: greeting, sum"),
-        ({"text": "hi", "intent": "sum", "complexity": "easy"}, "unknown complexity 'easy'; known: simple, hard"),
+        (
+            {"text": "hi", "intent": "smalltalk"},
+            "unknown intent 'smalltalk'; correct it",
+        ),
+        (
+            {"text": "hi", "intent": "sum", "complexity": "easy"},
+            "add the label (known: simple, hard)",
+        ),
         ({"text": "hi there", "intent": "sum"}, "intent 'sum' here and 'greeting' at "),
         ({"text": "hi there", "intent": "greeting", "complexity": "hard"}, "complexity 'hard' here and 'simple' at "),
         ('{"text": "hi", ', "not JSON"),
@@ -69,7 +78,7 @@ def test_a_row_said_twice_counts_once(tmp_path: Path):
 
 
 def test_the_validation_part_is_the_same_whatever_the_order():
-    """A tenth of each intent and source is kept aside, chosen by the texts alone."""
+    """A tenth of each intent, taken evenly over its sources, is kept aside, chosen by the texts alone."""
     rows = [row(f"text {n}", "ab"[n % 2], "xy"[n % 4 // 2]) for n in range(80)]
 
     kept, aside = split_validation(rows, 0.1)
@@ -78,6 +87,49 @@ def test_the_validation_part_is_the_same_whatever_the_order():
     assert len(kept) + len(aside) == 80
     assert Counter((r.intent, r.source) for r in aside) == dict.fromkeys([(i, s) for i in "ab" for s in "xy"], 2)
     assert {r.text for r in aside} == {r.text for r in aside_reversed}
+
+
+def test_every_intent_is_validated_on_however_many_sources_it_has():
+    """Five rows of five sources give one; a single row gives none; the sources of a large intent give alike."""
+    rows = [row(f"a{n}", "a", source=str(n)) for n in range(5)] + [row("b", "b")]
+    rows += [row(f"c{n}", "c", source=str(n % 4)) for n in range(40)]
+
+    _, aside = split_validation(rows, 0.1)
+
+    assert Counter(r.intent for r in aside) == {"a": 1, "c": 4}
+    assert {r.source for r in aside if r.intent == "c"} == set("0123")
+
+
+def test_what_the_model_cannot_tell_apart_is_one_text(tmp_path: Path):
+    """Case and white space aside, two rows are one, test where one says so; two intents of it are refused."""
+    marked = write(tmp_path / "marked.jsonl", {"text": "hi  THERE", "intent": "greeting", "split": "test"})
+    first = write(tmp_path / "a.jsonl", GOOD)
+    other = write(tmp_path / "b.jsonl", {"text": "Hi there\n", "intent": "sum"})
+
+    [row] = read_rows([first, marked])
+
+    assert (row.text, row.is_test) == ("hi there", True)
+    with pytest.raises(StartupError, match="intent 'sum' here and 'greeting' at "):
+        read_rows([first, other])
+
+
+def test_files_of_one_name_are_two_sources(tmp_path: Path):
+    """Or balancing and leaving one out would take them for one; a byte order mark is no part of the first row."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    first = write(tmp_path / "a" / "rows.jsonl", GOOD)
+    second = tmp_path / "b" / "rows.jsonl"
+    second.write_text(json.dumps({"text": "2 + 2", "intent": "sum"}), "utf-8-sig")
+
+    assert [each.source for each in read_rows([first, second])] == [str(tmp_path / "a/rows"), str(tmp_path / "b/rows")]
+
+
+def test_of_many_known_labels_the_nearest_are_told(tmp_path: Path):
+    """Five of them, and how many more there are."""
+    path = write(tmp_path / "rows.jsonl", {"text": "hi", "intent": "label_7O"})
+
+    with pytest.raises(StartupError, match=r"label_7.* and 95 more\)"):
+        read_rows([path], intents=[f"label_{n}" for n in range(100)])
 
 
 def test_sampling_leans_towards_small_intents_and_sources():
@@ -147,6 +199,12 @@ def test_a_label_file_that_contradicts_itself_is_refused_before_training(
         read_labels(path)
 
 
-def test_the_dataset_module_needs_no_torch():
-    """Rows are checked before torch is loaded, so a wrong row is told at once."""
-    assert not hasattr(dataset, "torch")
+def test_wrong_rows_are_told_before_torch_is_loaded():
+    """What reads and checks rows imports neither torch nor scikit-learn, which take seconds."""
+    code = (
+        "import sys; from deployments.training import cli, corpus, train; "
+        "print(sorted({'torch', 'sklearn', 'scipy', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert result.stdout.strip() == "[]"

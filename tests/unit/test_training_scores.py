@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from deployments.core.prediction import Prediction
 from deployments.training.abstention import choose_threshold
+from deployments.training.display import show
 from deployments.training.length_baseline import LengthBaseline
 from deployments.training.plots import write_plots
 from deployments.training.scores import Report, interval, most_confused, score
@@ -18,7 +21,7 @@ from tests.unit.rows import row
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deployments.training.dataset import Row
+    from deployments.training.rows import Row
 
 ARTIFACT = artifact()  # its intents are reasoning and translation
 
@@ -103,9 +106,24 @@ def test_out_of_scope_rows_count_apart():
 
 
 def test_the_threshold_parts_known_from_unknown():
-    """It is the least confidence of those that lie above all strangers; without strangers it keeps 95 of 100."""
+    """It is the least confidence of those that lie above all strangers; without strangers it keeps 95 of 100.
+
+    So it does where strangers are surer than known texts. It never rejects all that it was chosen to keep.
+    """
     assert choose_threshold([0.9, 0.8, 0.7], [0.6, 0.3]) == 0.7
     assert choose_threshold([n / 100 for n in range(101)]) == pytest.approx(0.05)
+    assert choose_threshold([0.1, 0.2], [0.9, 0.8]) == 0.1
+    assert choose_threshold([0.99996] * 20) <= 0.99996
+
+
+def test_labels_that_look_like_markup_are_printed_as_they_are():
+    """A source of `[deleted]` is no style, `[/x]` no error."""
+    output = StringIO()
+    report = score([row("[b]", "reasoning", "[deleted]")], [said("translation")], ARTIFACT, "oos")
+
+    show(replace(report, model_version="[/x]"), Console(file=output, width=200), worst=5)
+
+    assert all(word in output.getvalue() for word in ("[deleted]", "[/x]", "[b]"))
 
 
 def test_length_alone_tells_what_it_tells():
