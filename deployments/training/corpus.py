@@ -9,7 +9,7 @@ from typing import Self
 from deployments.core.artifact import OUT_OF_SCOPE, sha256_of
 from deployments.core.errors import StartupError
 from deployments.training.labels import SHIPPED_LABELS, Labels, labels_of, read_labels
-from deployments.training.rows import Row, check_classes, check_scorable, merged, read_rows
+from deployments.training.rows import Row, check_classes, check_scorable, read_rows
 from deployments.training.sampling import split_validation
 
 RESERVED_NAMES = ("test", "validation")
@@ -67,9 +67,6 @@ class Corpus:
         rows = read_rows(data, intents=allowed, levels=levels)
         scored = _read_evaluation(evaluation, allowed, levels, stranger)
         only_scored = {row.key: row for its_rows in scored.values() for row in its_rows}
-        for row in rows:
-            if row.key in only_scored:
-                merged(only_scored[row.key], row)
         usable = [row for row in rows if not row.is_test and row.key not in only_scored]
         strangers = [row for row in usable if row.intent == stranger]
         in_scope = [row for row in usable if row.intent != stranger]

@@ -77,16 +77,12 @@ def read_rows(
             _check_known(row, "intent", row.intent, intents)
             _check_known(row, "complexity", row.complexity, levels)
             earlier = known.get(row.key)
-            known[row.key] = merged(earlier, row) if earlier else row
+            known[row.key] = _merged(earlier, row) if earlier else row
     return list(known.values())
 
 
-def merged(earlier: Row, row: Row) -> Row:
-    """Make one row of two with the same text.
-
-    Raises:
-        StartupError: Their labels differ.
-    """
+def _merged(earlier: Row, row: Row) -> Row:
+    """Make one row of two with the same text; refuse labels that differ."""
     for kind, before, now in (
         ("intent", earlier.intent, row.intent),
         ("complexity", earlier.complexity, row.complexity),

@@ -38,7 +38,7 @@ def test_the_feedback_example_corrects_an_answer(service: Service):
     receipt, _, rest = output.partition("}")
 
     assert '"cache_updated":true' in receipt
-    assert '"intent":"translation","confidence":1.0' in rest
+    assert '"intent":"data_analysis","confidence":1.0' in rest
     assert '"total":' in rest
 
 

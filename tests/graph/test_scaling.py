@@ -9,7 +9,7 @@ import yaml
 from deployments.core.errors import StartupError
 from deployments.core.settings import ENVIRONMENT_NAMES, Settings
 from deployments.graph import build
-from tests.graph.rollout import deploy, roll_over, wait_until_settled
+from tests.graph.rollout import deploy, wait_until_settled
 from tests.service import ROOT, Service, Traffic
 
 
@@ -28,20 +28,6 @@ def test_changing_num_replicas_and_deploying_again_scales_without_a_failed_reque
             wait_until_settled(service, wanted)
 
     assert set(traffic.outcomes) == {200}
-
-
-def test_changing_a_setting_and_deploying_again_rolls_over_without_a_failed_request(
-    service: Service, config: dict[str, Any], tmp_path: Path
-):
-    """New replicas of every deployment take over; nothing is ever without one."""
-    (application,) = config["applications"]
-
-    with Traffic(service, threads=2) as traffic:
-        application["args"]["cache_ttl"] = 1800
-        roll_over(service, tmp_path, config)
-
-    assert set(traffic.outcomes) == {200}
-    assert service.stats()["cache_ttl_hours"] == 0.5
 
 
 def test_the_builder_refuses_to_start_without_stores(monkeypatch: pytest.MonkeyPatch):
