@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1"}
 
 
-def test_ctrl_c_in_the_middle_leaves_no_half_artifact(tmp_path: Path):
-    """Once the first epoch is over the process is interrupted: exit code 130, no traceback, no folder."""
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_end_in_the_middle_leaves_no_half_artifact(tmp_path: Path, number: signal.Signals, exit_code: int):
+    """Once the first epoch is over: Ctrl-C or a polite kill, no traceback, no folder."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
     command = [*INTENTS, "train", f"--data={data}", f"--out={tmp_path / 'model'}", "--epochs=5000", "--patience=5000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as training:
         assert training.stderr is not None
         said = training.stderr.readline()
         workshops = list(tmp_path.glob(".model-*"))
-        training.send_signal(signal.SIGINT)
+        training.send_signal(number)
         said += training.stderr.read()
 
     assert "epoch 1 of 5000: validation loss" in said
     assert len(workshops) == 1
-    assert training.returncode == 130
+    assert training.returncode == exit_code
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
