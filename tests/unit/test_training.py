@@ -188,9 +188,9 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path):
 @pytest.mark.parametrize("labelled", ["out_of_scope", "oos"])
 def test_the_name_for_texts_out_of_scope_has_one_meaning(tmp_path: Path, labelled: str):
     """An intent of that name beside rows that set the threshold is refused before training, not after it."""
-    rows = [{"text": f"text {n}", "intent": ("out_of_scope", "sum")[n % 2]} for n in range(8)]
+    rows = [{"text": f"text {n}", "intent": ("out_of_scope", "sum", "greeting")[n % 3]} for n in range(9)]
     data = write(tmp_path / "rows.jsonl", *rows, {"text": "zebra", "intent": labelled})
-    labels = labels_of(["out_of_scope", "sum"])
+    labels = labels_of(["greeting", "out_of_scope", "sum"])
 
     with pytest.raises(StartupError, match="intent 'out_of_scope' is what an artifact that abstains answers"):
         Corpus.read([data], labels=labels, out_of_scope=labelled, validation_share=0.1)
