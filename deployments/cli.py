@@ -21,7 +21,7 @@ from rich.table import Table
 from deployments.core.errors import StartupError
 from deployments.local.files import shipped
 from deployments.local.instance import StateFile, data_folder, state_folder
-from deployments.terminal import INTERRUPTED, console, examples, one_line_errors
+from deployments.terminal import INTERRUPTED, console, examples, one_line_errors, shortened
 from deployments.training import cli as training
 
 if TYPE_CHECKING:
@@ -240,8 +240,7 @@ def _lines_of_stdin() -> Iterator[str]:
 def _show_answers(texts: list[str], answers: list[dict[str, Any]]) -> None:
     table = Table("text", "intent", "confidence", "complexity", "techniques", box=None, pad_edge=False)
     for text, answer in zip(texts, answers, strict=True):
-        shown = " ".join(text.split())
-        shown = shown if len(shown) <= SHOWN_TEXT else shown[: SHOWN_TEXT - 1] + "…"
+        shown = shortened(text, SHOWN_TEXT)
         techniques = ", ".join(answer["suggested_techniques"])
         table.add_row(escape(shown), answer["intent"], f"{answer['confidence']:.2f}", answer["complexity"], techniques)
     console().print(table)

@@ -28,6 +28,12 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 240)
 
 
+def shortened(text: str, limit: int) -> str:
+    """A text on one line of at most `limit` characters, white space made single blanks."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 @contextlib.contextmanager
 def one_line_errors(expected: tuple[type[Exception], ...] = (StartupError,)) -> Iterator[None]:
     """Turn a failure the user can do something about into lines on standard error and exit code 1."""

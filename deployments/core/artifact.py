@@ -8,6 +8,7 @@ hash; it loads no weights, so the ingress can answer `GET /types` without torch.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,6 @@ DEFAULT_ARTIFACT = Path(__file__).parent.parent / "artifacts" / "default"
 MODEL_FILE = "model.yaml"
 WEIGHTS_FILE = "weights.safetensors"
 
-COMPLEXITY_LEVELS = ("simple", "moderate", "complex")
 OUT_OF_SCOPE = "out_of_scope"
 """What an artifact that may abstain answers when no intent is likely enough."""
 
@@ -121,22 +121,22 @@ class Artifact:
         _check_weights(artifact)
         return artifact
 
-    @property
+    @cached_property  # asked for with every text
     def intent_names(self) -> tuple[str, ...]:
         """The intents' names in the order of the model's outputs."""
         return tuple(intent.name for intent in self.intents)
 
-    @property
+    @cached_property
     def answers(self) -> tuple[Intent, ...]:
         """What a text may be answered: the intents, and `out_of_scope` where the artifact may abstain."""
         return self.intents if self.abstain_below is None else (*self.intents, self._out_of_scope)
 
-    @property
+    @cached_property
     def answer_names(self) -> tuple[str, ...]:
         """The names of `answers`."""
         return tuple(intent.name for intent in self.answers)
 
-    @property
+    @cached_property
     def technique_names(self) -> tuple[str, ...]:
         """The techniques' names."""
         return tuple(technique.name for technique in self.techniques)

@@ -112,9 +112,16 @@ class Corpus:
             raise StartupError(f"without source {source!r} fewer than two intents are left; leave out another")
         labels = replace(self.labels, intents=tuple(each for each in self.labels.intents if each.name in names))
         smaller = replace(
-            self, labels=labels, training=training, validation=validation, out_of_scope=[], test=[], evaluation={}
+            self,
+            labels=labels,
+            training=training,
+            validation=validation,
+            out_of_scope=[],
+            test=[],
+            evaluation={},
+            abstains=False,
         )
-        return replace(smaller, abstains=False), [row for row in left_out if row.intent in names]
+        return smaller, [row for row in left_out if row.intent in names]
 
 
 def _file(path: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from deployments.terminal import shortened
 from deployments.training.scores import Report, most_confused
 
 if TYPE_CHECKING:
@@ -132,8 +133,7 @@ def _reliability(report: Report) -> RenderableType:
 def _mistakes(report: Report, worst: int) -> RenderableType:
     table = Table("where", "meant", "said", "confidence", "text", title="the surest mistakes", box=None, pad_edge=False)
     for mistake in report.mistakes[:worst]:
-        text = " ".join(mistake.text.split())
-        shown = text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"
+        shown = shortened(mistake.text, SHOWN_TEXT)
         cells = (mistake.place, mistake.intent, mistake.said, f"{mistake.confidence:.2f}", shown)
         table.add_row(*map(escape, cells))
     return table

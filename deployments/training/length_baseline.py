@@ -11,7 +11,7 @@ MIN_SHARE: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class LengthBaseline:
-    """A level for each range of lengths: `levels_[n]` up to `up_to[n]` characters, the last one beyond."""
+    """A level for each range of lengths: `level[n]` up to `up_to[n]` characters, the last one beyond."""
 
     up_to: tuple[float, ...]
     level: tuple[str, ...]

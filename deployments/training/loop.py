@@ -45,9 +45,10 @@ def fit(
         epochs = [
             draw_batches(examples.lengths, examples.weights, recipe.batch_size, chance) for _ in range(recipe.epochs)
         ]
-        optimizer, schedule = _optimizer(network, sum(map(len, epochs)), recipe)
+        steps = sum(map(len, epochs))
+        optimizer, schedule = _optimizer(network, steps, recipe)
         best, losses = network.weights(), list[float]()
-        with _progress_bar([len(batches) for batches in epochs], shown=progress) as bar:
+        with _progress_bar(steps, shown=progress) as bar:
             for batches in epochs:
                 for batch in batches:
                     _step(network, examples, batch, optimizer, schedule, recipe)
@@ -160,7 +161,7 @@ class _Bar:
 
 
 @contextmanager
-def _progress_bar(epochs: Sequence[int], *, shown: bool) -> Iterator[_Bar]:
+def _progress_bar(steps: int, *, shown: bool) -> Iterator[_Bar]:
     """Show steps and the time left on a terminal, lines about epochs anywhere; nothing when not shown."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -168,5 +169,5 @@ def _progress_bar(epochs: Sequence[int], *, shown: bool) -> Iterator[_Bar]:
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True, quiet=not shown, highlight=False)
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task("training", total=sum(epochs))
+        task = bar.add_task("training", total=steps)
         yield _Bar(lambda: bar.advance(task), console.print)
