@@ -11,7 +11,7 @@ import ray
 from deployments.core import metrics
 from deployments.core.artifact import Artifact
 from deployments.core.batching import Batcher
-from deployments.core.classifier import Classifier, Tokens
+from deployments.core.classifier import Classifier, PassCost, Tokens
 from deployments.core.errors import IntentGraphError
 from deployments.core.prediction import Prediction
 from deployments.core.schedule import Limits
@@ -30,9 +30,10 @@ class Model:
         # Threads of their own: in throughput mode user code shares the loop that answers health checks.
         tokeniser, worker = ThreadPoolExecutor(1, "tokeniser"), ThreadPoolExecutor(1, "forward")
         loop = asyncio.get_running_loop()
-        self._classifier = await loop.run_in_executor(worker, _load, artifact, settings.device, _threads())
+        self._classifier, cost = await loop.run_in_executor(worker, _load, artifact, settings, _threads())
         recorder = RayMetrics()
-        recorder.record(metrics.MODEL_INFO, 1, model_version=artifact.version)
+        runtime = self._classifier.runtime.name
+        recorder.record(metrics.MODEL_INFO, 1, model_version=artifact.version, runtime=runtime)
         self._batcher: Batcher[str, Tokens, Prediction] = Batcher(
             prepare=self._classifier.tokenise,
             run=self._classifier.forward,
@@ -43,10 +44,11 @@ class Model:
                 max_batch_tokens=settings.max_batch_tokens,
                 max_batch_size=settings.max_batch_size,
                 max_queue_tokens=settings.max_queue_tokens,
+                pass_overhead_tokens=cost.overhead_tokens,
             ),
             metrics=recorder,
         )
-        logger.info("model %s is ready", artifact.version)
+        logger.info("model %s is ready on %s: %.0f tokens/s", artifact.version, runtime, cost.tokens_per_s)
 
     async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
         """The outcome for each text, in order; one text's failure is its own."""
@@ -57,10 +59,11 @@ class Model:
         return True
 
 
-def _load(artifact: Artifact, device: str, threads: int) -> Classifier:
-    classifier = Classifier.load(artifact, device=device, threads=threads)
-    classifier.warm_up()
-    return classifier
+def _load(artifact: Artifact, settings: Settings, threads: int) -> tuple[Classifier, PassCost]:
+    classifier = Classifier.load(
+        artifact, device=settings.device, runtime=settings.runtime, precision=settings.precision, threads=threads
+    )
+    return classifier, classifier.warm_up()
 
 
 def _threads() -> int:

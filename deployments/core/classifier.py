@@ -1,29 +1,37 @@
-"""The model: texts to tokens to predictions, with torch.
+"""The model: texts to tokens to predictions.
 
-One object owns the tokeniser, the encoder with its LoRA adapters merged in, and the two heads. It forms no batches
+One object owns the tokeniser and a runtime, which computes the forward pass (`core.runtimes`). It forms no batches
 (`core.batching` does) and keeps no state between calls. `forward` computes for as long as a forward pass takes: call it
 from an executor thread, never on an event loop.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deployments.core.artifact import OUT_OF_SCOPE, WEIGHTS_FILE, Artifact, EncoderSpec, sha256_of
+import numpy as np
+
+from deployments.core.artifact import OUT_OF_SCOPE, Artifact
+from deployments.core.encoder import encoder_folder
 from deployments.core.errors import ArtifactError
 from deployments.core.prediction import Prediction
+from deployments.core.runtimes import load_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
-    import torch
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
+    from deployments.core.runtimes import Device, Precision, Runtime, RuntimeName
+
 SCORE_DECIMALS = 6
-WARM_UP_LENGTHS = (16, 128)
+WARM_UP_TOKENS = 16
+WARM_UP_BATCH = 32
+WARM_UP_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,47 +89,40 @@ class Tokeniser:
         return Tokens((self._start, *kept, self._end), len(ids) + 2)
 
 
+@dataclass(frozen=True, slots=True)
+class PassCost:
+    """What a forward pass costs on this machine: `overhead_tokens`, its fixed part, as the tokens that take as long."""
+
+    tokens_per_s: float
+    overhead_tokens: int
+
+
 class Classifier:
     """Answers what texts ask for."""
 
-    def __init__(
-        self, artifact: Artifact, tokeniser: Tokeniser, encoder: torch.nn.Module, heads: Heads, device: torch.device
-    ) -> None:
+    def __init__(self, artifact: Artifact, tokeniser: Tokeniser, runtime: Runtime) -> None:
         self.artifact = artifact
+        self.runtime = runtime
         self._tokeniser = tokeniser
-        self._encoder = encoder
-        self._heads = heads
-        self._device = device
 
     @classmethod
-    def load(cls, artifact: Artifact, *, device: str = "cpu", threads: int | None = None) -> Classifier:
-        """Load encoder and weights; one to three seconds.
+    def load(
+        cls,
+        artifact: Artifact,
+        *,
+        device: Device = "cpu",
+        runtime: RuntimeName = "torch",
+        precision: Precision = "fp32",
+        threads: int | None = None,
+    ) -> Classifier:
+        """Load tokeniser, encoder and weights. The defaults are the reference: torch in fp32 on the CPU.
 
-        Args:
-            artifact: What to serve.
-            device: `cpu` (fp32), `cuda` (bf16), or `auto`: CUDA when there is one.
-            threads: Threads of a forward pass on the CPU, for the whole process; torch's own choice when None.
-
-        Raises:
-            ArtifactError: The encoder is missing or is not the one the weights were trained on, or the weights do not
-                fit the labels.
+        Arguments and errors are those of `load_runtime`.
         """
-        import torch
-        from safetensors.torch import load_file
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         folder = encoder_folder(artifact.encoder, relative_to=artifact.folder)
-        check_encoder(folder, artifact.encoder)
-        weights = load_file(artifact.folder / WEIGHTS_FILE)
-        encoder = load_encoder(folder)
-        merge_lora(encoder, weights, scale=artifact.weights.lora_alpha / artifact.weights.lora_rank)
-        heads = Heads.of(weights, artifact)
-        place = torch.device(device)
-        encoder.to(place, dtype=torch.bfloat16 if place.type == "cuda" else torch.float32)
-        return cls(artifact, Tokeniser.load(folder, artifact.max_tokens), encoder.eval(), heads.to(place), place)
+        tokeniser = Tokeniser.load(folder, artifact.max_tokens)
+        chosen = load_runtime(artifact, device=device, runtime=runtime, precision=precision, threads=threads)
+        return cls(artifact, tokeniser, chosen)
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenise texts, order kept."""
@@ -130,31 +131,40 @@ class Classifier:
     def forward(self, batch: Sequence[Tokens]) -> list[Prediction]:
         """Classify a batch in one forward pass padded to its longest member, order kept.
 
-        An answer depends on its own tokens alone, up to the arithmetic of another batch shape (about 1e-6).
+        An answer depends on its own tokens alone, up to the arithmetic of another batch shape (about 1e-6 in fp32).
         """
         if not batch:
             return []
         intents, complexities = self.logits(batch)
-        scores = (intents.double() / self.artifact.temperature).softmax(dim=-1).tolist()
-        levels = complexities.argmax(dim=-1).tolist()
+        scores = softmax(intents.astype(np.float64) / self.artifact.temperature).tolist()
+        levels = complexities.argmax(axis=-1).tolist()
         return [self._predict(*row) for row in zip(batch, scores, levels, strict=True)]
 
-    def logits(self, batch: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+    def logits(self, batch: Sequence[Tokens]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give both heads' outputs before temperature: fp32, `[batch, intents]` and `[batch, levels]`."""
-        import torch
+        both = self.runtime(*pad(batch, self._tokeniser.pad_id))
+        intents = len(self.artifact.intents)
+        return both[:, :intents], both[:, intents:]
 
-        ids, mask = pad(batch, self._tokeniser.pad_id)
-        ids, mask = ids.to(self._device), mask.to(self._device)
-        with torch.inference_mode():
-            hidden = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-            return self._heads(mean_pool(hidden.float(), mask))
+    def warm_up(self) -> PassCost:
+        """Run forward passes of the usual shape, so that the first request pays for no allocation; tell their cost.
 
-    def warm_up(self) -> None:
-        """Run a forward pass at each usual shape, so that the first request does not pay for allocation."""
-        for length in WARM_UP_LENGTHS:
-            tokens = self._tokeniser([" ".join(["warm"] * length)])
-            self.forward(tokens)
-            self.forward(tokens * 8)
+        The cost of a pass is taken as linear in its tokens; what a pass of one text takes beyond that is overhead.
+        """
+        (tokens,) = self._tokeniser([" ".join(["warm"] * (WARM_UP_TOKENS - 2))])
+        one_s, many_s = (self._pass_s([tokens] * count) for count in (1, WARM_UP_BATCH))
+        length = len(tokens.ids)
+        token_s = max(many_s - one_s, 0.1 * many_s) / (length * (WARM_UP_BATCH - 1))
+        return PassCost(length * WARM_UP_BATCH / many_s, overhead_tokens=max(0, round(one_s / token_s) - length))
+
+    def _pass_s(self, batch: Sequence[Tokens]) -> float:
+        """Seconds of a forward pass: the best of some, since whatever disturbs one makes it longer."""
+        spent_s = []
+        for _ in range(WARM_UP_ROUNDS):
+            started_s = time.perf_counter()
+            self.forward(batch)
+            spent_s.append(time.perf_counter() - started_s)
+        return min(spent_s)
 
     def _predict(self, tokens: Tokens, scores: Sequence[float], level: int) -> Prediction:
         artifact = self.artifact
@@ -177,51 +187,6 @@ class Classifier:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Two linear layers over the pooled text: which intent, which complexity level."""
-
-    intent_weight: torch.Tensor
-    intent_bias: torch.Tensor
-    complexity_weight: torch.Tensor
-    complexity_bias: torch.Tensor
-
-    @classmethod
-    def of(cls, weights: Mapping[str, torch.Tensor], artifact: Artifact) -> Heads:
-        """Take the heads out of an artifact's weights.
-
-        Raises:
-            ArtifactError: A head is missing or has another number of outputs than there are labels.
-        """
-        outputs = {"intent": len(artifact.intents), "complexity": len(artifact.complexity_levels)}
-        for name, expected in outputs.items():
-            found = len(weights.get(f"heads.{name}.weight", ()))
-            if found != expected:
-                raise ArtifactError(
-                    f"{artifact.folder / WEIGHTS_FILE}: the {name} head has {found} outputs for {expected} labels; "
-                    "train the artifact again"
-                )
-        return cls(*(weights[f"heads.{name}.{part}"].float() for name in outputs for part in ("weight", "bias")))
-
-    def to(self, device: torch.device) -> Heads:
-        """Give the same heads on another device."""
-        return Heads(
-            self.intent_weight.to(device),
-            self.intent_bias.to(device),
-            self.complexity_weight.to(device),
-            self.complexity_bias.to(device),
-        )
-
-    def __call__(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map `[batch, width]` to `[batch, intents]` and `[batch, levels]`."""
-        from torch.nn.functional import linear
-
-        return (
-            linear(pooled, self.intent_weight, self.intent_bias),
-            linear(pooled, self.complexity_weight, self.complexity_bias),
-        )
-
-
 def head_tail(ids: Sequence[int], limit: int) -> Sequence[int]:
     """Keep the first and the last half of `limit` ids; the odd one goes to the head.
 
@@ -233,97 +198,21 @@ def head_tail(ids: Sequence[int], limit: int) -> Sequence[int]:
     return [*ids[: limit - tail], *ids[len(ids) - tail :]]
 
 
-def pad(batch: Sequence[Tokens], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give ids and mask (1 for a token, 0 for padding), both int64 `[batch, longest]`."""
-    import torch
-
+def pad(batch: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give ids and mask (1 for a token, 0 for padding), both `[batch, longest]`."""
     longest = max(len(tokens.ids) for tokens in batch)
-    ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
+    ids = np.full((len(batch), longest), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
     for row, tokens in enumerate(batch):
-        ids[row, : len(tokens.ids)] = torch.tensor(tokens.ids)
+        ids[row, : len(tokens.ids)] = tokens.ids
         mask[row, : len(tokens.ids)] = 1
     return ids, mask
 
 
-def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Average the hidden states of real tokens: `[batch, longest, width]` to `[batch, width]`."""
-    weight = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-
-
-def merge_lora(encoder: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, scale: float) -> None:
-    """Add each adapter to the linear layer it was trained for: W += scale · B·A (Hu et al. 2021).
-
-    `weights` hold `lora.<layer>.A` of shape `[rank, in]` and `lora.<layer>.B` of shape `[out, rank]`. Merged, an
-    adapter costs nothing at inference, and serving needs no adapter library.
-    """
-    import torch
-
-    layers = sorted(name.removeprefix("lora.").removesuffix(".A") for name in weights if name.endswith(".A"))
-    with torch.no_grad():
-        for layer in layers:
-            a, b = weights[f"lora.{layer}.A"].float(), weights[f"lora.{layer}.B"].float()
-            encoder.get_parameter(f"{layer}.weight").add_(b @ a, alpha=scale)
-
-
-def encoder_folder(spec: EncoderSpec, *, relative_to: Path) -> Path:
-    """Find the encoder's files: the `model` folder of an installed package, or a folder of its own.
-
-    Raises:
-        ArtifactError: There is no such package or folder.
-    """
-    if spec.source.startswith((".", "/")):
-        folder = relative_to / spec.source
-        remedy = "copy the encoder there"
-    else:
-        folder, remedy = _package_folder(spec.source), f"pip install {spec.source.replace('_', '-')}"
-    if not (folder / "model.safetensors").is_file():
-        raise ArtifactError(f"{folder}: no encoder there (model.safetensors is missing); {remedy}")
-    return folder
-
-
-def check_encoder(folder: Path, spec: EncoderSpec) -> None:
-    """Refuse an encoder that is not the one the weights were trained on; reads the whole file, about 0.1 s.
-
-    Raises:
-        ArtifactError: The hash differs.
-    """
-    found = sha256_of(folder / "model.safetensors")
-    if found != spec.sha256:
-        raise ArtifactError(
-            f"{folder / 'model.safetensors'}: sha256 is {found}, the artifact was trained on {spec.sha256}; "
-            f"install the version of {spec.source} it names or train it again"
-        )
-
-
-def load_encoder(folder: Path) -> torch.nn.Module:
-    """Load the encoder in fp32 from local files only; no network, whatever the environment says.
-
-    Raises:
-        ArtifactError: The folder's weights do not fill the architecture its `config.json` names.
-    """
-    from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModel
-
-    # Dropout is for training alone; in the attention it costs torch its fused kernel and a step 1.3 times the time.
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, attention_probs_dropout_prob=0.0)
-    encoder: torch.nn.Module = AutoModel.from_config(config, add_pooling_layer=False, attn_implementation="sdpa")
-    # Not `from_pretrained`: it prints a report and a progress bar in every replica for the pooler we do not use.
-    missing = encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=False).missing_keys
-    if missing:
-        raise ArtifactError(
-            f"{folder}: model.safetensors lacks {missing[0]} of its architecture; copy the encoder again"
-        )
-    return encoder.eval()
-
-
-def _package_folder(package: str) -> Path:
-    try:
-        return Path(str(files(package))) / "model"
-    except ModuleNotFoundError as error:
-        remedy = f"pip install {package.replace('_', '-')}"
-        raise ArtifactError(f"encoder package {package!r} is not installed; {remedy}") from error
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn each row of `[batch, labels]` into probabilities."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return] # numpy's stubs lose it
 
 
 def _special_id(tokenizer: Tokenizer, token: str) -> int:

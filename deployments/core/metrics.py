@@ -116,7 +116,11 @@ LOG_LAG = Metric(
     LATENCY_BUCKETS_S,
 )
 MODEL_INFO = Metric(
-    "intent_model_info", "gauge", "1 for each model version that replicas serve.", ("model_version",), combine="max"
+    "intent_model_info",
+    "gauge",
+    "1 for each model version that replicas serve, and what computes it, such as `onnx fp32`.",
+    ("model_version", "runtime"),
+    combine="max",
 )
 
 ALL = (

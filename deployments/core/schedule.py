@@ -35,8 +35,8 @@ class Limits:
     """What one batch and the whole queue may cost, in tokens.
 
     `pass_overhead_tokens` is the fixed cost of a forward pass, as the tokens that take as long; padding beyond it is
-    dearer than a second pass. The default is torch on a CPU, where one text of 16 tokens takes 13.7 ms and 32 take
-    103 ms: 10.8 ms of overhead at 0.2 ms a token. A GPU wants it in the thousands.
+    dearer than a second pass. It is measured when the model is loaded: some ten with ONNX Runtime on a CPU, some sixty
+    with torch, thousands on a GPU.
     """
 
     max_batch_tokens: int

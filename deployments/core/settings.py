@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the encoder runs; `auto` takes CUDA when there is one."
     )
+    runtime: Literal["auto", "onnx", "torch"] = Field(
+        "auto", description="What computes the forward pass; `auto` takes the fastest on this processor, torch on CUDA."
+    )
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto", description="Of the arithmetic; `auto` takes the fastest on this processor, bf16 on CUDA."
+    )
     max_batch_tokens: int = Field(4096, ge=16, description="Padded tokens (longest × count) of one forward pass.")
     max_batch_size: int = Field(64, ge=1, description="Texts of one forward pass.")
     max_queue_tokens: int = Field(

@@ -12,7 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from deployments.core.classifier import Tokeniser, Tokens, load_encoder
+from deployments.core.classifier import Tokeniser, Tokens
+from deployments.core.encoder import load_encoder
 from deployments.core.errors import StartupError
 from deployments.training.calibration import fit_temperature, log_loss
 from deployments.training.labels import Labels

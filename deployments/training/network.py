@@ -1,6 +1,6 @@
 """What is trained: LoRA adapters on every linear layer of a frozen encoder, and two heads on its mean-pooled output.
 
-It shares padding and pooling with `core.classifier`, which serves what `weights()` gives.
+It shares padding and pooling with what serves it (`core.classifier`, `core.encoder`): what `weights()` gives.
 """
 
 import warnings
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from deployments.core.classifier import Tokens, mean_pool, pad
+from deployments.core.classifier import Tokens, pad
+from deployments.core.encoder import mean_pool
 
 IGNORED = -1
 COMPLEXITY_SHARE = 0.3
@@ -34,7 +35,7 @@ class Network(nn.Module):
 
     def forward(self, batch: Sequence[Tokens], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the logits of both heads: `[batch, intents]` and `[batch, levels]`."""
-        ids, mask = pad(batch, pad_id)
+        ids, mask = (torch.from_numpy(values) for values in pad(batch, pad_id))
         pooled = mean_pool(self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
         return self.intent(pooled), self.complexity(pooled)
 

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from deployments.core.artifact import (
@@ -28,7 +29,8 @@ from deployments.core.artifact import (
     EncoderSpec,
     sha256_of,
 )
-from deployments.core.classifier import Classifier, encoder_folder
+from deployments.core.classifier import Classifier
+from deployments.core.encoder import encoder_folder
 from deployments.core.errors import StartupError
 from deployments.training.corpus import Corpus
 from deployments.training.recipe import Recipe
@@ -120,7 +122,7 @@ def _temperature(classifier: Classifier, validation: Sequence[Row]) -> float:
     tokens = classifier.tokenise([row.text for row in validation])
     parts = [classifier.logits(tokens[at : at + BATCH_SIZE])[0] for at in range(0, len(tokens), BATCH_SIZE)]
     labels = torch.tensor([classifier.artifact.intent_names.index(row.intent) for row in validation])
-    return fit_temperature(torch.cat(parts), labels, torch.tensor(sampling_weights(validation)))
+    return fit_temperature(torch.from_numpy(np.concatenate(parts)), labels, torch.tensor(sampling_weights(validation)))
 
 
 def _threshold(classifier: Classifier, corpus: Corpus) -> float:

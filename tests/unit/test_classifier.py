@@ -13,17 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.core.artifact import DEFAULT_ARTIFACT, Artifact, EncoderSpec
-from deployments.core.classifier import (
-    Classifier,
-    Tokeniser,
-    Tokens,
-    check_encoder,
-    encoder_folder,
-    head_tail,
-    load_encoder,
-    merge_lora,
-    pad,
-)
+from deployments.core.classifier import Classifier, Tokeniser, Tokens, head_tail, pad
+from deployments.core.encoder import check_encoder, encoder_folder, load_encoder, merge_lora
 from deployments.core.errors import ArtifactError
 from deployments.core.text import normalise
 from deployments.training.network import adapters_of, add_adapters
