@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from deployments.core.onnx_export import INPUTS, exported
 
@@ -23,9 +23,7 @@ class OnnxRuntime:
         self._session = session
 
     @classmethod
-    def load(
-        cls, artifact: Artifact, precision: Literal["fp32", "bf16", "int8"], *, threads: int | None = None
-    ) -> OnnxRuntime:
+    def load(cls, artifact: Artifact, precision: str, *, threads: int | None = None) -> OnnxRuntime:
         """Load an artifact, exporting it first where that was not done. See `load_runtime`."""
         import onnxruntime
 

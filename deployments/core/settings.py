@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "onnx", "torch"] = Field(
         "auto", description="What computes the forward pass; `auto` takes the fastest on this processor, torch on CUDA."
     )
-    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
-        "auto", description="Of the arithmetic; `auto` takes the fastest on this processor, bf16 on CUDA."
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
+        "auto", description="Of the arithmetic; `auto` takes fp32, on CUDA fp16: what keeps to fp32's labels."
     )
     max_batch_tokens: int = Field(4096, ge=16, description="Padded tokens (longest × count) of one forward pass.")
     max_batch_size: int = Field(64, ge=1, description="Texts of one forward pass.")

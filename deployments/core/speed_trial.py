@@ -18,7 +18,7 @@ import numpy as np
 
 from deployments.core.artifact import Artifact
 from deployments.core.onnx_export import FORMAT, LIBRARIES, cache_folder, replacing, run_apart
-from deployments.core.runtimes import automatic_ways, load_way, processor_flags
+from deployments.core.runtimes import AUTOMATIC, load_way
 
 if TYPE_CHECKING:
     from deployments.core.runtimes import Runtime
@@ -48,9 +48,18 @@ def pass_times(artifact: Artifact, *, threads: int | None) -> dict[str, float]:
     return times_s
 
 
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the processor can do, in the kernel's words; nothing where they are not to be read."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()[2:])
+
+
 def trial(artifact: Artifact, *, threads: int | None) -> dict[str, float]:
-    """Time every way that `auto` may take, in turn: the best of some rounds, for what disturbs a pass prolongs it."""
-    runtimes = [load_way(artifact, way, place="cpu", threads=threads) for way in automatic_ways()]
+    """Time each way that `auto` chooses from: the best of some rounds, for what disturbs a pass prolongs it."""
+    runtimes = [load_way(artifact, way, place="cpu", threads=threads) for way in AUTOMATIC["cpu"]]
     best = {(runtime.name, shape): float("inf") for runtime in runtimes for shape in SHAPES}
     for _ in range(ROUNDS):
         for runtime in runtimes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deployments.core.artifact import Artifact
+    from deployments.core.runtimes import Place
 
 LENGTH_BUCKET = 16
 """On CUDA lengths are rounded up to it: few shapes, each with its kernels and memory at hand, and full tiles."""
+
+
+DTYPES: Final = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class TorchRuntime:
@@ -42,9 +46,9 @@ class TorchRuntime:
     def load(
         cls,
         artifact: Artifact,
-        precision: Literal["fp32", "bf16", "int8"],
+        precision: str,
         *,
-        place: Literal["cpu", "cuda"],
+        place: Place,
         threads: int | None = None,
     ) -> TorchRuntime:
         """Load an artifact. See `load_runtime`."""
@@ -54,8 +58,7 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         device = torch.device(place)
         network = load_network(artifact).to(device)
-        if precision == "bf16":
-            network.get_submodule("encoder").to(torch.bfloat16)
+        network.get_submodule("encoder").to(getattr(torch, DTYPES[precision]))
         bucket = LENGTH_BUCKET if place == "cuda" else 1
         return cls(network, device, name=f"torch {precision}", length_bucket=bucket, max_tokens=artifact.max_tokens)
 
