@@ -94,11 +94,11 @@ def run_apart(module: str, *arguments: str) -> None:
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
         raise StartupError(
-            f"preparing the model failed ({module}: {reason}); `runtime: torch` serves without"
+            f"preparing the model failed ({module}: {reason}); `runtime: torch` serves without it"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise StartupError(
-            f"preparing the model took over {EXPORT_TIMEOUT_S} s; `runtime: torch` serves without"
+            f"preparing the model took over {EXPORT_TIMEOUT_S} s; `runtime: torch` serves without it"
         ) from error
 
 
