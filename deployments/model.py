@@ -45,6 +45,7 @@ class Model:
                 max_batch_size=settings.max_batch_size,
                 max_queue_tokens=settings.max_queue_tokens,
                 pass_overhead_tokens=cost.overhead_tokens,
+                max_queue_s=settings.max_queue_ms / 1000,
             ),
             metrics=recorder,
         )

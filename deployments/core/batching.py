@@ -94,6 +94,11 @@ class Batcher(Generic[T, P, R]):
         """Tokens waiting for a batch."""
         return self._scheduler.tokens
 
+    @property
+    def queue_delay_s(self) -> float:
+        """Expected time until the running batch and all that waits are served, in seconds; 0 before the first batch."""
+        return self._scheduler.delay_s(self._clock())
+
     async def submit(self, texts: Sequence[T], *, timeout_s: float) -> list[R | IntentGraphError]:
         """Answer texts, within `timeout_s`.
 
@@ -143,7 +148,9 @@ class Batcher(Generic[T, P, R]):
         """
         arrived_s = self._clock()
         self._require_open()
-        self._scheduler.require_room(len(texts))  # a text is a token at least: a full queue refuses before tokenising
+        self._scheduler.require_room(
+            len(texts), arrived_s
+        )  # a text is a token at least: a full queue refuses before tokenising
         tickets = []
         for index, outcome in enumerate(await self._prepared(texts)):
             if isinstance(outcome, IntentGraphError):
@@ -151,7 +158,7 @@ class Batcher(Generic[T, P, R]):
             else:
                 tickets.append(Ticket(call, index, *outcome, arrived_s))
         self._require_open()  # it may have closed meanwhile
-        self._scheduler.admit(call, tickets, deadline_s=arrived_s + timeout_s)
+        self._scheduler.admit(call, tickets, now_s=self._clock(), deadline_s=arrived_s + timeout_s)
         self._wake()
         self._show_queue()
 

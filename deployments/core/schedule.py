@@ -1,4 +1,4 @@
-"""Which waiting items make the next batch: dynamic batching as a pure data structure.
+"""Which waiting items make the next batch, and which calls may wait: dynamic batching as a pure data structure.
 
 No clock, thread or event loop in here: time is an argument, so every property is tested without waiting. When a batch
 is formed, who runs it and who is told what became of it is `batching`'s part.
@@ -7,14 +7,19 @@ An item costs its length in tokens, a batch its *padded* tokens: longest × coun
 
     who leads     the calls that wait take turns; the call whose turn it is gives its oldest item, which always goes
     who rides     of the items next in turn, those nearest the lead in length, equal lengths in turn
-    who is left   whatever would break `max_batch_size`, `max_batch_tokens` or add more padding than another pass costs
+    who is left   whatever would break the budgets, or add more padding than another pass costs
 
 Invariant: of n waiting calls, each has its oldest item in one of the next n batches, whatever arrives meanwhile.
-For every batch takes the head of the rotation, puts its call at the back, and newcomers join at the back. So a call
-of one text that finds n - 1 calls waiting goes within n batches, however many texts those carry; and item i (from 0)
-of a call goes within (i + 1) · m, m being the most calls that wait at once, itself bounded by `max_queue_tokens`.
+For every batch takes the head of the rotation, puts the calls whose oldest item went at the back, and newcomers join
+there. So a call of one text that finds n - 1 calls waiting goes within n batches, however many texts those carry; and
+item i (from 0) of a call goes within (i + 1) · m, m being the most calls that wait at once.
+
+A call is admitted by the time it would wait, not by what the queue holds: taking turns, a call of k texts waits for
+the batch that runs and for the first k texts of each waiting call (generalised processor sharing, Parekh and Gallager
+1993). So behind a call of a hundred texts a single one waits for one.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,24 +33,30 @@ P = TypeVar("P")
 
 LOOKAHEAD = 4
 """Batches' worth of items considered for one batch: enough to find near lengths, and sorted in microseconds."""
+PASS_SHARE = 0.5
+"""Most of `max_queue_s` that one pass may take: who comes just after it started waits for it to its end."""
+RETRY_AFTER_RANGE_S = (0.1, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one batch and the whole queue may cost, in tokens.
+    """What one batch and the whole queue may cost, in tokens and in time.
 
-    `pass_overhead_tokens` is the fixed cost of a forward pass, as the tokens that take as long; padding beyond it is
-    dearer than a second pass. It is measured when the model is loaded: some ten with ONNX Runtime on a CPU, some sixty
-    with torch, thousands on a GPU.
+    `max_queue_s` is the wait that a newcomer may expect, `max_queue_tokens` the bound of memory. Both begin to hold
+    when something waits. `pass_overhead_tokens` is the fixed cost of a forward pass, as the tokens that take as long;
+    padding beyond it is dearer than a second pass. It is measured when the model is loaded: some ten with ONNX Runtime
+    on a CPU, some sixty with torch, thousands on a GPU.
     """
 
     max_batch_tokens: int
     max_batch_size: int
     max_queue_tokens: int
     pass_overhead_tokens: int = 64
+    max_queue_s: float = math.inf
 
     def __post_init__(self) -> None:
-        if min(self.max_batch_tokens, self.max_batch_size, self.max_queue_tokens) < 1 or self.pass_overhead_tokens < 0:
+        positive = min(self.max_batch_tokens, self.max_batch_size, self.max_queue_tokens) >= 1 and self.max_queue_s > 0
+        if not positive or self.pass_overhead_tokens < 0:
             raise ValueError(f"limits must be positive: {self}")
 
 
@@ -67,6 +78,10 @@ class _Line(Generic[C, P]):
     deadline_s: float
     tickets: dict[int, Ticket[C, P]]
 
+    @property
+    def oldest(self) -> Ticket[C, P]:
+        return next(iter(self.tickets.values()))
+
 
 class Scheduler(Generic[C, P]):
     """The bounded queue of one model and the order in which it is served. See the module for the rules."""
@@ -74,12 +89,14 @@ class Scheduler(Generic[C, P]):
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._rotation: OrderedDict[C, _Line[C, P]] = OrderedDict()
+        self._texts = 0
         self._tokens = 0
+        self._runs_until_s = -math.inf
         self._drain = DrainRate()
 
     def __len__(self) -> int:
         """Items waiting."""
-        return sum(len(line.tickets) for line in self._rotation.values())
+        return self._texts
 
     def __bool__(self) -> bool:
         return bool(self._rotation)
@@ -89,32 +106,41 @@ class Scheduler(Generic[C, P]):
         """Tokens waiting."""
         return self._tokens
 
-    def require_room(self, tokens: int) -> None:
+    def delay_s(self, now_s: float) -> float:
+        """Expected time until the running batch and all that waits are served; 0 before the first batch."""
+        return self._remaining_s(now_s) + self._passes_s(self._texts, self._tokens)
+
+    def wait_s(self, texts: int, now_s: float) -> float:
+        """Expected time that a newcomer of so many texts waits for others; 0 before the first batch."""
+        ahead = [each.tokens for line in self._rotation.values() for each in islice(line.tickets.values(), texts)]
+        return self._remaining_s(now_s) + self._passes_s(len(ahead), sum(ahead))
+
+    def require_room(self, tokens: int, now_s: float) -> None:
         """Refuse a call that would overfill the queue; one that finds it empty is taken whatever its length.
 
         Raises:
             Overloaded: (429) with the time in which what waits now will have been served.
         """
-        if not self._tokens or self._tokens + tokens <= self._limits.max_queue_tokens:
-            return
-        retry_after_s = self._drain.time_s(self._tokens)
-        raise Overloaded(
-            f"{self._tokens:,} tokens wait and this call brings {tokens:,} or more; the limit is "
-            f"{self._limits.max_queue_tokens:,}; retry in {retry_after_s:.1f} s",
-            retry_after_s=retry_after_s,
-        )
+        if self._rotation and self._tokens + tokens > self._limits.max_queue_tokens:
+            raise _overloaded(
+                f"{self._tokens:,} tokens wait and this call brings {tokens:,} or more; the limit is "
+                f"{self._limits.max_queue_tokens:,}",
+                self.delay_s(now_s),
+            )
 
-    def admit(self, call: C, tickets: Sequence[Ticket[C, P]], *, deadline_s: float) -> None:
+    def admit(self, call: C, tickets: Sequence[Ticket[C, P]], *, now_s: float, deadline_s: float) -> None:
         """Queue all tickets of a call, or none.
 
         Raises:
-            Overloaded: (429) see `require_room`.
+            Overloaded: (429) see `require_room`; or the call would wait too long, with the time that it would wait.
         """
         if not tickets:
             return
         tokens = sum(ticket.tokens for ticket in tickets)
-        self.require_room(tokens)
+        self.require_room(tokens, now_s)
+        self._require_turn(len(tickets), tokens, now_s)
         self._rotation[call] = _Line(deadline_s, {ticket.index: ticket for ticket in tickets})
+        self._texts += len(tickets)
         self._tokens += tokens
 
     def withdraw(self, call: C) -> list[Ticket[C, P]]:
@@ -137,30 +163,57 @@ class Scheduler(Generic[C, P]):
         if not self._rotation:
             return [], expired
         batch = self._compose()
-        self._rotation.move_to_end(batch[0].call)
+        self._end_turns(batch)
+        self._runs_until_s = now_s + self._passes_s(1, sum(ticket.tokens for ticket in batch))
         return self._take(batch), expired
 
     def served(self, tokens: int, *, busy_s: float) -> None:
-        """Learn how long a batch took: `tokens` without padding, `busy_s` of the worker's time."""
-        self._drain.observe(tokens, busy_s)
+        """Learn that the batch has ended and how long it took: `tokens` without padding, `busy_s` of worker's time."""
+        self._runs_until_s = -math.inf
+        self._drain.observe(tokens + self._limits.pass_overhead_tokens, busy_s)
+
+    def _require_turn(self, texts: int, tokens: int, now_s: float) -> None:
+        """Refuse a call that would wait for others longer than `max_queue_s` and its own work together.
+
+        Its own work is allowed for because who brings a hundred texts does not expect the answer as soon as who brings
+        one. The whole queue is looked at first: it takes no counting, and most of the time it is short enough.
+        """
+        limit_s = self._limits.max_queue_s + self._drain.time_s(tokens)
+        if not self._rotation or self.delay_s(now_s) <= limit_s:
+            return
+        wait_s = self.wait_s(texts, now_s)
+        if wait_s > limit_s:
+            raise _overloaded(f"this call would wait for {wait_s:.2f} s; the limit is {limit_s:.2f}", wait_s)
+
+    def _remaining_s(self, now_s: float) -> float:
+        """Expected time until the running batch ends."""
+        return max(0.0, self._runs_until_s - now_s)
+
+    def _passes_s(self, texts: int, tokens: int) -> float:
+        """Expected time of serving so much in as few passes as the budgets allow."""
+        passes = max(math.ceil(texts / self._limits.max_batch_size), math.ceil(tokens / self._budget))
+        return self._drain.time_s(tokens + passes * self._limits.pass_overhead_tokens)
+
+    @property
+    def _budget(self) -> float:
+        """Padded tokens of a batch: what the limits allow, and what is served in a newcomer's time."""
+        in_time = self._drain.tokens_in(self._limits.max_queue_s * PASS_SHARE) - self._limits.pass_overhead_tokens
+        return max(1.0, min(self._limits.max_batch_tokens, in_time))
 
     def _compose(self) -> list[Ticket[C, P]]:
         """Choose a batch: the lead, then its neighbours in length while they fit."""
         lead, *others = islice(self._in_turn(), LOOKAHEAD * self._limits.max_batch_size)
         others.sort(key=lambda ticket: abs(ticket.tokens - lead.tokens))  # stable: equal lengths stay in turn
-        batch, longest, useful = [lead], lead.tokens, lead.tokens
+        batch, longest, useful, budget = [lead], lead.tokens, lead.tokens, self._budget
         for ticket in others:
             if len(batch) == self._limits.max_batch_size:
                 break
-            if self._fits(len(batch) + 1, max(longest, ticket.tokens), useful + ticket.tokens):
+            padded = max(longest, ticket.tokens) * (len(batch) + 1)
+            padding = padded - useful - ticket.tokens
+            if padded <= budget and padding <= self._limits.pass_overhead_tokens:
                 batch.append(ticket)
                 longest, useful = max(longest, ticket.tokens), useful + ticket.tokens
         return batch
-
-    def _fits(self, count: int, longest: int, useful: int) -> bool:
-        """Whether so many items, padded to the longest, keep the budget and are cheaper in one pass than in two."""
-        padded = longest * count
-        return padded <= self._limits.max_batch_tokens and padded - useful <= self._limits.pass_overhead_tokens
 
     def _in_turn(self) -> Iterator[Ticket[C, P]]:
         """Every ticket in turn: the oldest of each call in rotation, then the second of each, and so on."""
@@ -173,6 +226,13 @@ class Scheduler(Generic[C, P]):
                     next_lap.append(tickets)
             lap = next_lap
 
+    def _end_turns(self, batch: list[Ticket[C, P]]) -> None:
+        """Put the calls that had their turn at the back; one whose oldest item is too far in length keeps its place."""
+        had_turn = {ticket.call for ticket in batch if self._rotation[ticket.call].oldest is ticket}
+        for ticket in batch:
+            if ticket.call in had_turn:
+                self._rotation.move_to_end(ticket.call)
+
     def _take(self, tickets: list[Ticket[C, P]]) -> list[Ticket[C, P]]:
         """Take tickets out; a call of which nothing waits leaves the rotation."""
         for ticket in tickets:
@@ -181,15 +241,18 @@ class Scheduler(Generic[C, P]):
             if not waiting:
                 del self._rotation[ticket.call]
             self._tokens -= ticket.tokens
+        self._texts -= len(tickets)
         return tickets
 
 
 class DrainRate:
-    """Tokens served in a second of work: a ratio of two sums in which a batch weighs `MEMORY` of the one after it."""
+    """Tokens served in a second of work: a ratio of two sums in which a batch weighs `MEMORY` of the one after it.
+
+    Tokens are those of the texts and the overhead of each pass, so that small batches tell what large ones will take.
+    Before the first batch nothing is known and everything takes no time: a start must not refuse anybody.
+    """
 
     MEMORY = 0.9
-    UNKNOWN_S = 1.0
-    RANGE_S = (0.1, 60.0)
 
     def __init__(self) -> None:
         self._tokens = 0.0
@@ -201,8 +264,15 @@ class DrainRate:
         self._busy_s = self.MEMORY * self._busy_s + busy_s
 
     def time_s(self, tokens: int) -> float:
-        """Estimate the time that serving so many tokens takes, within `RANGE_S`; `UNKNOWN_S` before the first batch."""
-        if not self._tokens:
-            return self.UNKNOWN_S
-        shortest_s, longest_s = self.RANGE_S
-        return min(max(tokens * self._busy_s / self._tokens, shortest_s), longest_s)
+        """Time that serving so many tokens takes; 0 before the first batch."""
+        return tokens * self._busy_s / self._tokens if self._tokens else 0.0
+
+    def tokens_in(self, time_s: float) -> float:
+        """Tokens served in a time; without limit before the first batch."""
+        return time_s * self._tokens / self._busy_s if self._busy_s else math.inf
+
+
+def _overloaded(reason: str, retry_after_s: float) -> Overloaded:
+    shortest_s, longest_s = RETRY_AFTER_RANGE_S
+    retry_after_s = min(max(retry_after_s, shortest_s), longest_s)
+    return Overloaded(f"{reason}; retry in {retry_after_s:.1f} s", retry_after_s=retry_after_s)

@@ -74,10 +74,13 @@ class Settings(BaseSettings):
     )
     max_batch_tokens: int = Field(4096, ge=16, description="Padded tokens (longest × count) of one forward pass.")
     max_batch_size: int = Field(64, ge=1, description="Texts of one forward pass.")
+    max_queue_ms: float = Field(
+        200.0,
+        gt=0,
+        description="Milliseconds a request may expect to wait for others (and as long as its own work); beyond it 429.",
+    )
     max_queue_tokens: int = Field(
-        65_536,
-        ge=1,
-        description="Tokens that may wait for a batch; beyond it 429. One slow core serves 4,000 a second.",
+        65_536, ge=1, description="Tokens that may wait for a batch, whatever the time; beyond it 429."
     )
     max_waiting_texts: int = Field(
         128, ge=1, description="Texts that may wait at an ingress replica for a call to the model; beyond it 429."

@@ -350,9 +350,9 @@ async def test_call_cancelled_in_its_pass_touches_no_other():
 async def test_full_queue_refuses_before_tokenising():
     """Every text of a refused call is told when to come back, and none is tokenised."""
     model, forward, clock, records = Model(), Held(), Clock(), Records()
-    limits = Limits(max_batch_tokens=10, max_batch_size=8, max_queue_tokens=10)
+    limits = Limits(max_batch_tokens=10, max_batch_size=8, max_queue_tokens=10, pass_overhead_tokens=0)
     batcher = batcher_of(model, run_executor=forward, limits=limits, clock=clock, metrics=records)
-    measured = submit(batcher, "aaaa", "a")
+    measured = submit(batcher, "aaaaa")
     await until(lambda: forward.jobs)
     clock.now_s = 1.0
     await forward.run_next()
@@ -366,7 +366,10 @@ async def test_full_queue_refuses_before_tokenising():
     outcomes = await batcher.submit(["d", "e"], timeout_s=60)
 
     assert kinds(outcomes) == [Overloaded, Overloaded]
-    assert [outcome.retry_after_s for outcome in outcomes if isinstance(outcome, Overloaded)] == [2.0, 2.0]  # 10 / 5
+    assert [outcome.retry_after_s for outcome in outcomes if isinstance(outcome, Overloaded)] == [
+        4.0,
+        4.0,
+    ]  # (10 + 10) / 5
     assert model.prepared == []
     assert [value for name, value, labels in records.values if labels == {"reason": "rejected"}] == [1, 1]
     for _ in accepted:

@@ -1,5 +1,6 @@
 """The scheduler forms good batches, loses nothing and starves no one."""
 
+import math
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -20,7 +21,7 @@ def tickets_of(call: str, *lengths: int) -> list[Ticket[str, str]]:
 def scheduler_with(limits: Limits, *, deadline_s: float = 100.0, **calls: tuple[int, ...]) -> Scheduler[str, str]:
     scheduler = Scheduler[str, str](limits)
     for call, lengths in calls.items():
-        scheduler.admit(call, tickets_of(call, *lengths), deadline_s=deadline_s)
+        scheduler.admit(call, tickets_of(call, *lengths), now_s=0.0, deadline_s=deadline_s)
     return scheduler
 
 
@@ -98,7 +99,7 @@ def test_lead_beyond_the_budget_goes_alone():
 def test_expired_leave_before_they_cost():
     """At its deadline a call is no longer batched: it comes back as expired, and its tokens make room."""
     scheduler = scheduler_with(ROOMY, late=(5, 6), deadline_s=1.0)
-    scheduler.admit("on time", tickets_of("on time", 7), deadline_s=2.0)
+    scheduler.admit("on time", tickets_of("on time", 7), now_s=0.0, deadline_s=2.0)
 
     batch, expired = scheduler.next_batch(1.0)
 
@@ -124,7 +125,7 @@ def test_full_queue_refuses_whole_calls():
     scheduler = scheduler_with(Limits(100, 8, max_queue_tokens=20), a=(10,))
 
     with pytest.raises(Overloaded, match="10 tokens wait and this call brings 12 or more; the limit is 20"):
-        scheduler.admit("b", tickets_of("b", 6, 6), deadline_s=100.0)
+        scheduler.admit("b", tickets_of("b", 6, 6), now_s=0.0, deadline_s=100.0)
 
     assert (scheduler.tokens, len(scheduler)) == (10, 1)
 
@@ -138,13 +139,151 @@ def test_empty_queue_takes_a_call_of_any_length():
 
 def test_retry_after_is_the_time_the_queue_takes():
     """At 50 tokens/s measured, 20 tokens waiting are served in 0.4 s."""
-    scheduler = scheduler_with(Limits(100, 8, max_queue_tokens=20), a=(20,))
+    scheduler = scheduler_with(Limits(100, 8, max_queue_tokens=20, pass_overhead_tokens=0), a=(20,))
     scheduler.served(100, busy_s=2.0)
 
     with pytest.raises(Overloaded) as refusal:
-        scheduler.require_room(1)
+        scheduler.require_room(1, now_s=0.0)
 
     assert refusal.value.retry_after_s == pytest.approx(0.4)
+
+
+def test_retry_after_stays_within_reason():
+    """However quick or slow the queue, a refused caller comes back after 0.1 to 60 s; before the first batch too."""
+    hints = []
+    for busy_s in (None, 0.001, 1000.0):
+        scheduler = scheduler_with(Limits(100, 8, max_queue_tokens=20), a=(20,))
+        if busy_s:
+            scheduler.served(20, busy_s=busy_s)
+        with pytest.raises(Overloaded) as refusal:
+            scheduler.require_room(1, now_s=0.0)
+        hints.append(refusal.value.retry_after_s)
+
+    assert hints == [0.1, 0.1, 60.0]
+
+
+def test_expected_wait_worked_example():
+    """By hand: a pass costs 20 tokens; 80 tokens took 0.1 s, so 1,000 are served in a second.
+
+    a has three texts waiting, b one, and a batch of 30 tokens has run for 0.01 of its (30 + 20) / 1000 = 0.05 s.
+
+    | newcomer of | ahead of it                        | tokens + pass | expected wait        |
+    |-------------|------------------------------------|---------------|----------------------|
+    | 1 text      | a0:10             b0:40            | 50 + 20       | 0.04 + 0.07 = 0.11 s |
+    | 2 texts     | a0:10 a1:10       b0:40            | 60 + 20       | 0.04 + 0.08 = 0.12 s |
+    | 100 texts   | a0:10 a1:10 a2:10 b0:40            | 70 + 20       | 0.04 + 0.09 = 0.13 s |
+    """
+    limits = Limits(max_batch_tokens=100, max_batch_size=10, max_queue_tokens=1000, pass_overhead_tokens=20)
+    scheduler = scheduler_with(limits, running=(30,))
+    scheduler.served(80, busy_s=0.1)
+    scheduler.next_batch(0.0)
+    for call, lengths in {"a": (10, 10, 10), "b": (40,)}.items():
+        scheduler.admit(call, tickets_of(call, *lengths), now_s=0.0, deadline_s=100.0)
+
+    waits_s = [scheduler.wait_s(texts, now_s=0.01) for texts in (1, 2, 100)]
+
+    assert waits_s == pytest.approx([0.11, 0.12, 0.13])
+    assert scheduler.delay_s(now_s=0.01) == pytest.approx(0.13)
+
+
+def scheduler_of_rate(limits: Limits, tokens_per_s: float) -> Scheduler[str, str]:
+    scheduler = Scheduler[str, str](limits)
+    scheduler.served(1000 - limits.pass_overhead_tokens, busy_s=1000 / tokens_per_s)
+    return scheduler
+
+
+def test_long_call_makes_no_single_text_be_refused():
+    """A hundred texts wait for 1 s, the limit is 0.1 s: a single text waits for one of them and is taken.
+
+    Another hundred may wait as long as its own work takes, 1 s; a third would wait for two and is refused.
+    """
+    limits = Limits(1000, 10, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
+    scheduler = scheduler_of_rate(limits, 1000)
+    for call, texts in {"big": 100, "small": 1, "big too": 100}.items():
+        scheduler.admit(call, tickets_of(call, *[10] * texts), now_s=0.0, deadline_s=100.0)
+
+    with pytest.raises(Overloaded, match="would wait for 2.01 s; the limit is 1.10"):
+        scheduler.admit("big three", tickets_of("big three", *[10] * 100), now_s=0.0, deadline_s=100.0)
+    scheduler.admit("small too", tickets_of("small too", 10), now_s=0.0, deadline_s=100.0)
+
+    assert len(scheduler) == 202
+
+
+def test_newcomer_that_would_wait_too_long_is_refused():
+    """At 1,000 tokens/s and 0.1 s, the ninth text of 12 tokens would find 96 ahead and is taken, the tenth is not.
+
+    Its own work, 0.012 s, is allowed for. It is told when those before it will have been served.
+    """
+    limits = Limits(1000, 10, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
+    scheduler = scheduler_of_rate(limits, 1000)
+    for n in range(10):
+        scheduler.admit(f"{n}", tickets_of(f"{n}", 12), now_s=0.0, deadline_s=100.0)
+
+    with pytest.raises(Overloaded) as refusal:
+        scheduler.admit("late", tickets_of("late", 12), now_s=0.0, deadline_s=100.0)
+
+    assert refusal.value.retry_after_s == pytest.approx(0.12)
+
+
+def test_nothing_is_refused_for_its_wait_before_the_first_batch():
+    """While nobody knows how quick the model is, only memory bounds the queue."""
+    limits = Limits(1000, 10, max_queue_tokens=10_000, max_queue_s=0.001)
+    scheduler = scheduler_with(limits, a=(10,) * 100, b=(10,) * 100)
+
+    assert len(scheduler) == 200
+
+
+def test_no_pass_takes_longer_than_half_a_newcomers_wait():
+    """At 1,000 tokens/s and 0.2 s a batch has 100 tokens, its overhead of 20 among them; at first it has all it may."""
+    limits = Limits(1000, 50, max_queue_tokens=10_000, pass_overhead_tokens=20, max_queue_s=0.2)
+    scheduler = scheduler_with(limits, a=(10,) * 70)
+    at_first = next_items(scheduler)
+    scheduler.served(980, busy_s=1.0)
+
+    assert (len(at_first), len(next_items(scheduler))) == (50, 8)
+
+
+@settings(deadline=None)
+@given(
+    lines=st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    newcomer=st.integers(1, 30),
+    size=st.integers(1, 8),
+    length=st.integers(1, 20),
+    overhead=st.integers(0, 40),
+    batches_before=st.integers(0, 6),
+    share=st.floats(0.0, 1.0),
+)
+def test_expected_wait_bounds_the_real_one(
+    lines: list[int], newcomer: int, size: int, length: int, overhead: int, batches_before: int, share: float
+):
+    """Texts of one length, a server of a steady rate, a newcomer at any moment of a pass, nobody after it.
+
+    Its last text is in a pass after its expected wait and the time of its own texts, or before.
+    """
+    limits = Limits(size * length, size, 100_000, pass_overhead_tokens=overhead)
+    scheduler = scheduler_of_rate(limits, 1000)
+    for call, texts in enumerate(lines):
+        scheduler.admit(f"{call}", tickets_of(f"{call}", *[length] * texts), now_s=0.0, deadline_s=math.inf)
+    now_s = pass_s = 0.0
+    for _ in range(batches_before):
+        now_s, pass_s = now_s + pass_s, serve_one(scheduler, now_s + pass_s, overhead)
+    arrival_s = now_s + share * pass_s
+    own_s = (newcomer * length + math.ceil(newcomer / size) * overhead) / 1000
+
+    bound_s = scheduler.wait_s(newcomer, arrival_s) + own_s
+    scheduler.admit("new", tickets_of("new", *[length] * newcomer), now_s=arrival_s, deadline_s=math.inf)
+    started_s = now_s
+    while "new" in {ticket.call for ticket in scheduler._in_turn()}:
+        started_s, now_s = now_s + pass_s, now_s + pass_s
+        pass_s = serve_one(scheduler, now_s, overhead)
+
+    assert started_s - arrival_s <= bound_s + 1e-9
+
+
+def serve_one(scheduler: Scheduler[str, str], now_s: float, overhead: int) -> float:
+    """Serve a batch at 1,000 tokens/s as `batching` does, the end of the one before told first; give its time."""
+    batch, _ = scheduler.next_batch(now_s)
+    return (sum(ticket.tokens for ticket in batch) + overhead) / 1000 if batch else 0.0
 
 
 def test_drain_rate_follows_the_recent():
@@ -156,15 +295,12 @@ def test_drain_rate_follows_the_recent():
         rate.observe(100, 1.0)
 
     assert rate.time_s(1000) == pytest.approx(10.0, rel=0.15)
+    assert rate.tokens_in(10.0) == pytest.approx(1000, rel=0.15)
 
 
-def test_drain_rate_stays_within_reason():
-    """Before the first batch the estimate is a second; it never leaves 0.1 to 60 s."""
-    unknown, quick, slow = DrainRate(), DrainRate(), DrainRate()
-    quick.observe(1000, 0.0)
-    slow.observe(1, 10.0)
-
-    assert [rate.time_s(100) for rate in (unknown, quick, slow)] == [1.0, 0.1, 60.0]
+def test_drain_rate_knows_nothing_at_first():
+    """Before the first batch everything takes no time, and any number of tokens fits into a moment."""
+    assert (DrainRate().time_s(100), DrainRate().tokens_in(0.001)) == (0.0, math.inf)
 
 
 def test_limits_must_be_positive():
@@ -196,10 +332,14 @@ class AnyTraffic(RuleBasedStateMachine):
     """
 
     @initialize(
-        size=st.integers(1, 6), budget=st.integers(1, 64), queue=st.integers(1, 300), overhead=st.integers(0, 40)
+        size=st.integers(1, 6),
+        budget=st.integers(1, 64),
+        queue=st.integers(1, 300),
+        overhead=st.integers(0, 40),
+        queue_s=st.floats(0.01, 10.0),
     )
-    def begin(self, size: int, budget: int, queue: int, overhead: int):
-        self.limits = Limits(budget, size, queue, overhead)
+    def begin(self, size: int, budget: int, queue: int, overhead: int, queue_s: float):
+        self.limits = Limits(budget, size, queue, overhead, queue_s)
         self.scheduler = Scheduler[int, tuple[int, int]](self.limits)
         self.now_s = 0.0
         self.calls = 0
@@ -215,10 +355,11 @@ class AnyTraffic(RuleBasedStateMachine):
         call, before = self.calls, self.scheduler.tokens
         tickets = [Ticket(call, i, (call, i), tokens, self.now_s) for i, tokens in enumerate(lengths)]
         try:
-            self.scheduler.admit(call, tickets, deadline_s=self.now_s + timeout_s)
+            self.scheduler.admit(call, tickets, now_s=self.now_s, deadline_s=self.now_s + timeout_s)
         except Overloaded:
             assert before
-            assert before + sum(lengths) > self.limits.max_queue_tokens
+            too_long = self.scheduler.wait_s(len(lengths), self.now_s) > self.limits.max_queue_s
+            assert too_long or before + sum(lengths) > self.limits.max_queue_tokens
             return
         assert not before or before + sum(lengths) <= self.limits.max_queue_tokens
         self.deadlines[call] = self.now_s + timeout_s
@@ -237,8 +378,8 @@ class AnyTraffic(RuleBasedStateMachine):
         self.leave(self.scheduler.withdraw(call))
         assert call not in self.waiting
 
-    @rule()
-    def serve(self):
+    @rule(busy_s=st.floats(0.001, 1.0))
+    def serve(self, busy_s: float = 0.1):
         batch, expired = self.scheduler.next_batch(self.now_s)
         self.leave(expired)
         assert not any(self.deadlines[call] <= self.now_s for call in self.waiting)
@@ -247,6 +388,8 @@ class AnyTraffic(RuleBasedStateMachine):
         oldest = {call: min(items) for call, items in self.waiting.items()}
         self.leave(batch)
         self.check_patience(oldest)
+        if batch:
+            self.scheduler.served(sum(ticket.tokens for ticket in batch), busy_s=busy_s)
 
     def leave(self, tickets: list[Ticket[int, tuple[int, int]]]):
         for ticket in tickets:
