@@ -51,9 +51,15 @@ class Model:
         )
         logger.info("model %s is ready on %s: %.0f tokens/s", artifact.version, runtime, cost.tokens_per_s)
 
-    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
-        """The outcome for each text, in order; one text's failure is its own."""
-        return await self._batcher.submit(texts, timeout_s=timeout_s)
+    async def predict(
+        self, requests: Sequence[tuple[Sequence[str], float]]
+    ) -> list[list[Prediction | IntentGraphError]]:
+        """The outcome for each text of each request, in order; one text's failure is its own.
+
+        A request is its texts and the seconds left to it. Requests that travel together are served and refused as if
+        each had come alone.
+        """
+        return await asyncio.gather(*(self._batcher.submit(texts, timeout_s=left_s) for texts, left_s in requests))
 
     async def ping(self) -> bool:
         """A sign of life."""

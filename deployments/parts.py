@@ -14,6 +14,7 @@ from deployments.core.contract import HealthResponse
 from deployments.core.corrections import Correction, Follower
 from deployments.core.errors import IntentGraphError
 from deployments.core.feedback_log import LogStats, Receipt, Submission
+from deployments.core.lanes import Request, RequestLanes, utf8_bytes
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
 from deployments.runtime import ask, scrape_nodes
@@ -29,8 +30,6 @@ RECORD_OVERHEAD_BYTES = 2048
 PROBE_TIMEOUT_S = 1.0
 
 logger = logging.getLogger(__name__)
-
-_Question = tuple[str, float]  # a text, and when its caller leaves, by the event loop's clock
 
 
 class HandleParts:
@@ -61,18 +60,17 @@ class HandleParts:
         self._writes: Coalescer[tuple[str, Prediction], None] = Coalescer(
             self._put_many, max_items=settings.cache_max_group, max_waiting=MAX_UNKEPT
         )
-        self._questions: Coalescer[_Question, Prediction | IntentGraphError] = Coalescer(
+        self._requests: RequestLanes[Prediction | IntentGraphError] = RequestLanes(
             self._predict,
-            max_items=settings.max_batch_size,
-            max_waiting=settings.max_waiting_texts,
+            max_requests=settings.max_batch_size,
+            max_waiting=settings.max_waiting_requests,
             max_in_flight=settings.max_model_calls,
-            size_bytes=lambda question: _utf8_bytes(question[0]),
         )
         self._submissions: Coalescer[Submission, Receipt | IntentGraphError] = Coalescer(
             self._append_many,
             max_items=settings.feedback_max_group,
             max_waiting=MAX_WAITING,
-            size_bytes=lambda submission: RECORD_OVERHEAD_BYTES + _utf8_bytes(str(submission.record["text"])),
+            size_bytes=lambda submission: RECORD_OVERHEAD_BYTES + utf8_bytes(str(submission.record["text"])),
         )
         self._unkept = 0
         self._keeping: set[asyncio.Task[None]] = set()
@@ -126,13 +124,16 @@ class HandleParts:
 
     async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
         """The model's outcome for each text, in order."""
-        leaves_s = asyncio.get_running_loop().time() + timeout_s
-        return await self._questions.submit([(text, leaves_s) for text in texts])
+        return await self._requests.submit(texts, timeout_s=timeout_s)
 
-    async def _predict(self, questions: list[_Question]) -> Sequence[Prediction | IntentGraphError]:
-        texts = [text for text, _ in questions]
-        timeout_s = max(leaves_s for _, leaves_s in questions) - asyncio.get_running_loop().time()
-        return await ask(lambda: self._model.predict.remote(texts, timeout_s), "model", timeout_s)
+    async def _predict(self, requests: list[Request]) -> Sequence[Sequence[Prediction | IntentGraphError]]:
+        now_s = asyncio.get_running_loop().time
+
+        def call() -> Awaitable[Sequence[Sequence[Prediction | IntentGraphError]]]:
+            started_s = now_s()  # the second time there is less time left
+            return self._model.predict.remote([(each.texts, each.leaves_s - started_s) for each in requests])
+
+        return await ask(call, "model", max(each.leaves_s for each in requests) - now_s())
 
     def correction(self, text_key: str) -> Correction | None:
         """The correction in force for a text."""
@@ -167,10 +168,6 @@ class HandleParts:
     async def metrics(self) -> bytes:
         """The whole cluster's metrics, summed over replicas."""
         return await scrape_nodes()
-
-
-def _utf8_bytes(text: str) -> int:
-    return 4 * len(text)  # at most
 
 
 def _overall(parts: Mapping[str, str]) -> Literal["ok", "degraded", "unavailable"]:

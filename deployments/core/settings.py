@@ -77,15 +77,20 @@ class Settings(BaseSettings):
     max_queue_ms: float = Field(
         200.0,
         gt=0,
-        description="Milliseconds a request may expect to wait for others (and as long as its own work); beyond it 429.",
+        description="Milliseconds a request may expect to wait for others, beside the time of its own work; "
+        "beyond it 429.",
     )
     max_queue_tokens: int = Field(
         65_536, ge=1, description="Tokens that may wait for a batch, whatever the time; beyond it 429."
     )
-    max_waiting_texts: int = Field(
-        128, ge=1, description="Texts that may wait at an ingress replica for a call to the model; beyond it 429."
+    max_waiting_requests: int = Field(
+        128, ge=1, description="Requests that may wait at an ingress replica for a call to the model; beyond it 429."
     )
-    max_model_calls: int = Field(4, ge=1, description="Calls to the model an ingress replica keeps in flight.")
+    max_model_calls: int = Field(
+        16,
+        ge=1,
+        description="Calls to the model an ingress replica keeps in flight, of small requests and of large ones each.",
+    )
 
     # Feedback
     feedback_timeout_s: float = Field(5.0, gt=0, description="Time budget of one write to the log; beyond it 503.")

@@ -1,0 +1,97 @@
+"""How requests travel to the model: together when they are small, and each as itself.
+
+A call to another process costs the same whatever it carries, so small requests share calls. Each keeps its texts and
+its time, for the model is fair by request: what travels together is neither served nor refused together. But a call
+ends with the last of its answers, so a large request has a call of its own, in a lane of its own: nobody else waits
+for its end.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Generic, TypeVar
+
+from deployments.core.coalesce import Coalescer
+
+R = TypeVar("R")
+
+SMALL_REQUEST_TEXTS = 4
+"""Most texts of a request that shares a call."""
+MAX_CALL_BYTES = 1024 * 1024
+"""Inter-replica gRPC takes 4 MiB a message, and answers must fit too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The texts of one caller, and when it leaves, by the event loop's clock."""
+
+    texts: Sequence[str]
+    leaves_s: float
+
+    @property
+    def size_bytes(self) -> int:
+        """The size in UTF-8, at most."""
+        return sum(map(utf8_bytes, self.texts))
+
+
+class RequestLanes(Generic[R]):
+    """Turns many requests into few calls of `send`, each carrying a list of them.
+
+    `send(requests)` returns one list of outcomes a request, in order. See `Coalescer` for what else it may do.
+
+    Args:
+        send: Carries requests and brings their outcomes, one a text.
+        max_requests: Most small requests of a call.
+        max_waiting: Most requests of a lane that wait for a call; beyond it `Overloaded`.
+        max_in_flight: Calls of a lane under way at once.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[Request]], Awaitable[Sequence[Sequence[R]]]],
+        *,
+        max_requests: int,
+        max_waiting: int,
+        max_in_flight: int,
+    ) -> None:
+        def lane(max_items: int) -> Coalescer[Request, Sequence[R]]:
+            return Coalescer(
+                send,
+                max_items=max_items,
+                max_waiting=max_waiting,
+                max_in_flight=max_in_flight,
+                size_bytes=lambda request: request.size_bytes,
+                max_bytes=MAX_CALL_BYTES,
+            )
+
+        self._small, self._large = lane(max_requests), lane(1)
+
+    async def submit(self, texts: Sequence[str], *, timeout_s: float) -> list[R]:
+        """Have the texts of one caller answered; outcomes come in their order.
+
+        Raises:
+            Overloaded: too many requests wait already (429).
+            Exception: what `send` raised.
+        """
+        leaves_s = asyncio.get_running_loop().time() + timeout_s
+        lane = self._small if len(texts) <= SMALL_REQUEST_TEXTS else self._large
+        outcomes = await lane.submit([Request(part, leaves_s) for part in _parts(texts)])
+        return list(chain.from_iterable(outcomes))
+
+
+def utf8_bytes(text: str) -> int:
+    """The size of a text in UTF-8, at most."""
+    return 4 * len(text)
+
+
+def _parts(texts: Sequence[str]) -> list[Sequence[str]]:
+    """Cut texts where they would be too much for one call."""
+    parts: list[Sequence[str]] = []
+    start = size_bytes = 0
+    for index, text in enumerate(texts):
+        size_bytes += utf8_bytes(text)
+        if index > start and size_bytes > MAX_CALL_BYTES:
+            parts.append(texts[start:index])
+            start, size_bytes = index, utf8_bytes(text)
+    return [*parts, texts[start:]]

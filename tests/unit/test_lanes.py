@@ -1,0 +1,105 @@
+"""Requests share calls and nothing else: not their time, and not each other's wait."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.core import lanes
+from deployments.core.lanes import MAX_CALL_BYTES, SMALL_REQUEST_TEXTS, Request, RequestLanes
+
+
+class Wire:
+    """Records each call's requests; answers a call when its texts are released."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[list[str]]] = []
+        self.times_s: list[list[float]] = []
+        self.held: dict[str, asyncio.Event] = {}
+
+    async def send(self, requests: list[Request]) -> list[list[str]]:
+        self.calls.append([list(request.texts) for request in requests])
+        self.times_s.append([request.leaves_s for request in requests])
+        for request in requests:
+            for text in request.texts:
+                if text in self.held:
+                    await self.held[text].wait()
+        return [[text.upper() for text in request.texts] for request in requests]
+
+    def hold(self, text: str) -> asyncio.Event:
+        return self.held.setdefault(text, asyncio.Event())
+
+
+def lanes_of(wire: Wire, **changes: int) -> RequestLanes[str]:
+    return RequestLanes(wire.send, **({"max_requests": 10, "max_waiting": 100, "max_in_flight": 1} | changes))
+
+
+def submit(lane: RequestLanes[str], *texts: str, timeout_s: float = 60.0) -> asyncio.Task[list[str]]:
+    return asyncio.ensure_future(lane.submit(texts, timeout_s=timeout_s))
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+LARGE = [f"large {n}" for n in range(SMALL_REQUEST_TEXTS + 1)]
+
+
+async def test_small_requests_share_a_call_and_keep_their_identity():
+    """What waits while a call is in flight travels in the next one, each request with its own texts and time."""
+    wire = Wire()
+    release = wire.hold("first")
+    lane = lanes_of(wire)
+    calls = [submit(lane, "first"), submit(lane, "a", "b", timeout_s=10), submit(lane, "c", timeout_s=20)]
+    await turns()
+    release.set()
+
+    assert await asyncio.gather(*calls) == [["FIRST"], ["A", "B"], ["C"]]
+    assert wire.calls == [[["first"]], [["a", "b"], ["c"]]]
+    assert wire.times_s[1][1] - wire.times_s[1][0] > 9
+
+
+async def test_a_large_request_keeps_no_small_one_waiting():
+    """While a large one is under way, with others of its kind behind it, small ones are sent and answered."""
+    wire = Wire()
+    release = wire.hold(LARGE[0])
+    lane = lanes_of(wire)
+    large = [submit(lane, *LARGE), submit(lane, *LARGE)]
+    await turns()
+
+    assert await asyncio.wait_for(lane.submit(["small"], timeout_s=60), 1) == ["SMALL"]
+    assert not any(task.done() for task in large)
+    release.set()
+    assert await asyncio.gather(*large) == [[text.upper() for text in LARGE]] * 2
+    assert wire.calls == [[LARGE], [["small"]], [LARGE]]
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40))
+def test_calls_are_bounded_in_bytes(lengths: list[int]):
+    """Whatever the texts, a call has at most 1 MiB of them unless a single one has more; the answer is in order."""
+    unit = "x" * (MAX_CALL_BYTES // 40)  # ten of them, at four bytes a character, make a call
+    texts = [unit * length for length in lengths]
+    wire = Wire()
+
+    answers = asyncio.run(lanes_of(wire, max_in_flight=100).submit(texts, timeout_s=60))
+
+    assert [len(answer) for answer in answers] == [len(text) for text in texts]
+    for call in wire.calls:
+        sizes = [lanes.utf8_bytes(text) for request in call for text in request]
+        assert sum(sizes) <= MAX_CALL_BYTES or len(sizes) == 1
+
+
+async def test_a_caller_who_leaves_takes_its_request_along():
+    """Cancelled while it waits, it is not sent; the requests beside it are."""
+    wire = Wire()
+    release = wire.hold("first")
+    lane = lanes_of(wire)
+    first, leaver, stayer = submit(lane, "first"), submit(lane, "leaver"), submit(lane, "stayer")
+    await turns()
+    leaver.cancel()
+    await turns()
+    release.set()
+
+    assert await asyncio.gather(first, stayer) == [["FIRST"], ["STAYER"]]
+    assert wire.calls == [[["first"]], [["stayer"]]]
