@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[1]
 INTENTS = [str(Path(sys.executable).parent / "intents")]
@@ -176,6 +177,12 @@ class Service:
     def get(self, path: str) -> Answer:
         """GET a path of the service."""
         return request(self.url + path)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a counter or gauge; 0 when there is none."""
+        exposition = self.get("/metrics").body.decode()
+        samples = (each for family in text_string_to_metric_families(exposition) for each in family.samples)
+        return next((each.value for each in samples if (each.name, each.labels) == (name, labels)), 0.0)
 
     def classify(self, text: str, *, url: str | None = None, query: str = "", **headers: str) -> Answer:
         """Classify one text; header names are given with underscores."""

@@ -12,12 +12,14 @@ functions know.
 import asyncio
 import contextvars
 import logging
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from deployments.core.coalesce import Coalescer
 from deployments.core.errors import DeadlineExceeded, IntentGraphError, Internal, Overloaded, Unavailable
 from deployments.core.metrics import (
     BATCH_SIZE,
@@ -38,8 +40,13 @@ R = TypeVar("R")  # what is answered: a prediction
 A = TypeVar("A")
 B = TypeVar("B")
 
-DROP_REASONS: dict[type[IntentGraphError], str] = {Overloaded: "rejected", DeadlineExceeded: "expired"}
-"""Label of `DROPPED` by the error a text got; any other error is `failed`."""
+DROP_REASONS: dict[type[IntentGraphError], str] = {
+    Overloaded: "rejected",
+    DeadlineExceeded: "expired",
+    Unavailable: "unavailable",
+    Internal: "failed",
+}
+"""Label of `DROPPED` by the error a text got; `cancelled` is one whose caller left before it got any."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +81,12 @@ class Batcher(Generic[T, P, R]):
         def measure(texts: Sequence[T]) -> list[tuple[P, int]]:
             return [(item, max(1, tokens(item))) for item in prepare(texts)]
 
-        self._prepare = _Stage("prepare", measure, prepare_executor)
+        # What comes while the tokeniser is busy is tokenised together: each turn of a thread costs more than a text.
+        self._prepare: Coalescer[T, tuple[P, int] | IntentGraphError] = Coalescer(
+            _Stage("prepare", measure, prepare_executor).outcomes,
+            max_items=limits.max_batch_size,
+            max_waiting=sys.maxsize,  # the queue is what bounds it
+        )
         self._forward = _Stage("forward pass", run, run_executor)
         self._scheduler: Scheduler[_Call[R], P] = Scheduler(limits)
         # A long call leaves the tokeniser to others after each slice: 1,000 texts would hold it for 80 ms or more.
@@ -128,8 +140,9 @@ class Batcher(Generic[T, P, R]):
             raise
         finally:
             self._scheduler.withdraw(call)
+            self._count_dropped(call)
             self._show_queue()
-        return self._count_dropped(call.outcomes())
+        return call.outcomes()
 
     async def close(self) -> None:
         """Refuse what comes, fail what waits with `Unavailable` (503), return when the running batch is answered."""
@@ -166,7 +179,7 @@ class Batcher(Generic[T, P, R]):
         """Prepare texts slice by slice."""
         outcomes: list[tuple[P, int] | IntentGraphError] = []
         for start in range(0, len(texts), self._prepare_slice):
-            outcomes += await self._prepare.outcomes(texts[start : start + self._prepare_slice])
+            outcomes += await self._prepare.submit(texts[start : start + self._prepare_slice])
         return outcomes
 
     def _require_open(self) -> None:
@@ -176,11 +189,10 @@ class Batcher(Generic[T, P, R]):
     def _show_queue(self) -> None:
         self._metrics.record(QUEUE_TOKENS, self._scheduler.tokens)
 
-    def _count_dropped(self, outcomes: list[R | IntentGraphError]) -> list[R | IntentGraphError]:
-        for outcome in outcomes:
+    def _count_dropped(self, call: "_Call[R]") -> None:
+        for outcome in call.settled():
             if isinstance(outcome, IntentGraphError):
-                self._metrics.record(DROPPED, reason=DROP_REASONS.get(type(outcome), "failed"))
-        return outcomes
+                self._metrics.record(DROPPED, reason=DROP_REASONS[type(outcome)])
 
     def _wake(self) -> None:
         """Start the worker if something waits and none runs. It outlives the call that starts it: no context of it."""
@@ -254,6 +266,9 @@ class _Call(Generic[R]):
     def settle_rest(self, error: IntentGraphError) -> None:
         for index in range(self._size):
             self.settle(index, error)
+
+    def settled(self) -> Iterable[R | IntentGraphError]:
+        return self._outcomes.values()
 
     def outcomes(self) -> list[R | IntentGraphError]:
         return [self._outcomes[index] for index in range(self._size)]

@@ -2,7 +2,8 @@
 
 A call to another process costs about the same for one item as for a hundred (1.5 ms for a Serve handle call), so
 under load the number of calls, not of items, decides the throughput. There is no timer: an item that finds a free
-place goes at once, and a group is whatever gathered while the places were taken.
+place goes at once, with what came in the same turn of the event loop, and a group is whatever gathered while the
+places were taken.
 """
 
 import asyncio
@@ -64,7 +65,7 @@ class Coalescer(Generic[T, R]):
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
         self._waiting.extend(zip(items, futures, strict=True))
-        self._dispatch()
+        loop.call_soon(self._dispatch)
         try:
             return list(await asyncio.gather(*futures))
         finally:

@@ -102,7 +102,7 @@ QUEUE_TOKENS = Metric("intent_model_queue_tokens", "gauge", "Tokens waiting for 
 DROPPED = Metric(
     "intent_model_dropped_total",
     "counter",
-    "Texts that left the queue without an answer: rejected expired cancelled failed.",
+    "Texts without an answer, each once: rejected expired cancelled (its caller left) failed (alone) unavailable.",
     ("reason",),
 )
 CORRECTIONS_HELD = Metric(

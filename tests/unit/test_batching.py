@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import ContextVar
@@ -84,7 +85,11 @@ class Records:
         return [value for recorded, value, _ in self.values if recorded == name]
 
     def dropped(self) -> dict[str, float]:
-        return {labels["reason"]: value for name, value, labels in self.values if name == "dropped_total"}
+        counts: Counter[str] = Counter()
+        for name, value, labels in self.values:
+            if name == "dropped_total":
+                counts[labels["reason"]] += value
+        return counts
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -153,7 +158,7 @@ async def test_tokenising_overlaps_the_forward_pass():
     third = submit(batcher, "ccc")
     await until(lambda: batcher.waiting_tokens == 3)
 
-    assert model.prepared == [["a"], ["b"], ["ccc"]]
+    assert model.prepared == [["a", "b"], ["ccc"]]
     assert model.batches == []
     for _ in range(2):
         await forward.run_next()
@@ -333,6 +338,66 @@ async def test_cancelled_call_withdraws_its_texts():
     assert records.dropped() == {"cancelled": 2}
 
 
+async def test_every_text_without_an_answer_is_counted_once():
+    """One text fails before its caller leaves, another is left by its caller, a third waits when the batcher closes."""
+    model, forward, records = Model(), Held(), Records()
+    lengths = {"a": 1, "b": 1}
+    batcher = batcher_of(model, run_executor=forward, tokens=lengths.__getitem__, metrics=records)
+
+    running = submit(batcher, "a")
+    await until(lambda: forward.jobs)
+    leaving, waiting = submit(batcher, "unreadable", "b"), submit(batcher, "b")
+    await until(lambda: batcher.waiting_texts == 2)
+    leaving.cancel()
+    await until(leaving.done)
+    closing = asyncio.ensure_future(batcher.close())
+    await waiting
+    await forward.run_next()
+    await asyncio.gather(running, closing)
+
+    assert records.dropped() == {"cancelled": 1, "failed": 1, "unavailable": 1}
+
+
+async def test_what_comes_while_the_tokeniser_is_busy_is_tokenised_together():
+    """Calls of one text each share a turn of the tokeniser's thread, and each gets its own answer."""
+    model, tokeniser = Model(), Held()
+    batcher = batcher_of(model, prepare_executor=tokeniser)
+
+    calls = [submit(batcher, "a")]
+    await until(lambda: tokeniser.jobs)
+    calls += [submit(batcher, text) for text in "bcd"]
+    await tokeniser.run_next()
+    await tokeniser.run_next()
+
+    assert await asyncio.gather(*calls) == [["A"], ["B"], ["C"], ["D"]]
+    assert model.prepared == [["a"], ["b", "c", "d"]]
+
+
+async def test_queue_delay_is_the_time_of_what_runs_and_waits():
+    """By hand: 10 tokens took 1 s; 10 run and 5 wait: 1.5 s, of which one passes in the next 1 s."""
+    model, forward, clock = Model(), Held(), Clock()
+    limits = Limits(1000, 8, max_queue_tokens=1000, pass_overhead_tokens=0)
+    batcher = batcher_of(model, run_executor=forward, limits=limits, clock=clock)
+    assert batcher.queue_delay_s == 0
+    calls = [submit(batcher, "a" * 10)]
+    await until(lambda: forward.jobs)
+    clock.now_s = 1.0
+    await forward.run_next()
+    await calls[0]
+    calls += [submit(batcher, "b" * 10)]
+    await until(lambda: forward.jobs)
+    calls += [submit(batcher, "c" * 5)]
+    await until(lambda: batcher.waiting_texts)
+
+    assert batcher.queue_delay_s == pytest.approx(1.5)
+    clock.now_s = 2.0
+    assert batcher.queue_delay_s == pytest.approx(0.5)
+    for _ in range(2):
+        await forward.run_next()
+    await asyncio.gather(*calls)
+    assert batcher.queue_delay_s == 0
+
+
 async def test_call_cancelled_in_its_pass_touches_no_other():
     """Texts that share a running batch with a cancelled call are answered."""
     forward = Held()
@@ -371,7 +436,7 @@ async def test_full_queue_refuses_before_tokenising():
         4.0,
     ]  # (10 + 10) / 5
     assert model.prepared == []
-    assert [value for name, value, labels in records.values if labels == {"reason": "rejected"}] == [1, 1]
+    assert records.dropped() == {"rejected": 2}
     for _ in accepted:
         await forward.run_next()
     assert await asyncio.gather(*accepted) == [["BBBBBBBBBB"], ["CCCCCCCCCC"]]

@@ -26,9 +26,12 @@ class Wire:
 
 
 async def submit_all(coalescer: Coalescer[int, int], *groups: list[int]) -> list[asyncio.Task[list[int]]]:
-    tasks = [asyncio.create_task(coalescer.submit(group)) for group in groups]
-    for _ in range(3):
-        await asyncio.sleep(0)
+    """Submit one group after another, each in a turn of its own."""
+    tasks = []
+    for group in groups:
+        tasks.append(asyncio.create_task(coalescer.submit(group)))
+        for _ in range(4):
+            await asyncio.sleep(0)
     return tasks
 
 
@@ -41,6 +44,16 @@ async def test_what_waits_while_a_call_is_in_flight_travels_together():
 
     assert await asyncio.gather(*tasks) == [[10], [20, 30], [40]]
     assert wire.calls == [[1], [2, 3, 4]]
+
+
+async def test_what_comes_at_once_travels_together():
+    """Submits of one turn of the event loop share the first call."""
+    wire = Wire()
+    wire.release.set()
+    coalescer = Coalescer(wire.send, max_items=10, max_waiting=100)
+
+    assert await asyncio.gather(*(coalescer.submit([n]) for n in (1, 2, 3))) == [[10], [20], [30]]
+    assert wire.calls == [[1, 2, 3]]
 
 
 async def test_a_group_keeps_its_bounds_in_items_and_in_size():

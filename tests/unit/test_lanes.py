@@ -2,7 +2,7 @@
 
 import asyncio
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.core import lanes
@@ -51,7 +51,9 @@ async def test_small_requests_share_a_call_and_keep_their_identity():
     wire = Wire()
     release = wire.hold("first")
     lane = lanes_of(wire)
-    calls = [submit(lane, "first"), submit(lane, "a", "b", timeout_s=10), submit(lane, "c", timeout_s=20)]
+    calls = [submit(lane, "first")]
+    await turns()
+    calls += [submit(lane, "a", "b", timeout_s=10), submit(lane, "c", timeout_s=20)]
     await turns()
     release.set()
 
@@ -75,6 +77,7 @@ async def test_a_large_request_keeps_no_small_one_waiting():
     assert wire.calls == [[LARGE], [["small"]], [LARGE]]
 
 
+@settings(deadline=None, max_examples=20)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40))
 def test_calls_are_bounded_in_bytes(lengths: list[int]):
     """Whatever the texts, a call has at most 1 MiB of them unless a single one has more; the answer is in order."""
@@ -95,7 +98,9 @@ async def test_a_caller_who_leaves_takes_its_request_along():
     wire = Wire()
     release = wire.hold("first")
     lane = lanes_of(wire)
-    first, leaver, stayer = submit(lane, "first"), submit(lane, "leaver"), submit(lane, "stayer")
+    first = submit(lane, "first")
+    await turns()
+    leaver, stayer = submit(lane, "leaver"), submit(lane, "stayer")
     await turns()
     leaver.cancel()
     await turns()

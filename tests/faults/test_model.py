@@ -1,0 +1,64 @@
+"""A model that is killed, and a text at which it raises, while others are being answered."""
+
+import os
+import signal
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+
+import yaml
+
+from tests.faults.poison import POISON, poisoned_artifact
+from tests.graph.rollout import deploy, serve
+from tests.service import ROOT, Service, Traffic, request, wait_for
+
+CALLERS = 8
+
+
+def test_killing_the_model_in_mid_batch_fails_no_request(service: Service):
+    """`kill -9` of the only replica: what it had is sent again and waits, as what comes, for the next one."""
+    with Traffic(service, threads=CALLERS) as traffic:
+        wait_for(lambda: traffic.outcomes[200] > 3 * CALLERS, 30, lambda: f"no traffic: {traffic.outcomes}")
+        (old,) = service.replica_pids("Model")
+        os.kill(old, signal.SIGKILL)
+        wait_for(lambda: service.replica_pids("Model") - {old}, 30, lambda: "no other replica")
+        answered = traffic.outcomes[200]
+        wait_for(lambda: traffic.outcomes[200] > answered + 3 * CALLERS, 30, lambda: f"no answers: {traffic.outcomes}")
+
+    assert set(traffic.outcomes) == {200}
+
+
+def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path: Path):
+    """Beside it, in the same passes, others are answered; it is a 500 without a word of why, counted as failed."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = service.port
+    poisoned = deepcopy(config)
+    (application,) = deepcopy(config["applications"])
+    application |= {"name": "poisoned", "route_prefix": "/poisoned"}
+    application["args"]["model_artifact"] = str(poisoned_artifact(tmp_path))
+    for deployment in application["deployments"]:
+        deployment["num_replicas"] = 1
+    poisoned["applications"].append(application)
+    url = f"{service.url}/poisoned"
+
+    deploy(service, tmp_path, poisoned)
+    try:
+        wait_for(lambda: request(f"{url}/health/ready").status == 200, 60, lambda: serve(service, "status"))
+        failed = service.metric("intent_model_dropped_total", reason="failed")
+        texts = [f"What is {POISON if n % 8 == 3 else 'sugar'} {uuid.uuid4()}?" for n in range(64)]
+        with ThreadPoolExecutor(16) as callers:
+            answers = list(callers.map(lambda text: service.classify(text, url=url), texts))
+        wait_for(
+            lambda: service.metric("intent_model_dropped_total", reason="failed") >= failed + 8,
+            5,
+            lambda: "failures are not counted",
+        )
+    finally:
+        deploy(service, tmp_path, config)
+
+    assert [answer.status for answer in answers] == [500 if POISON in text else 200 for text in texts]
+    problem = next(answer for answer in answers if answer.status == 500)
+    assert problem.json()["type"] == "internal"
+    assert POISON not in problem.body.decode()
+    assert service.metric("intent_model_dropped_total", reason="failed") == failed + 8
