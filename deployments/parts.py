@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ray.serve.handle import DeploymentHandle
 
@@ -129,7 +129,7 @@ class HandleParts:
     async def _predict(self, requests: list[Request]) -> Sequence[Sequence[Prediction | IntentGraphError]]:
         now_s = asyncio.get_running_loop().time
 
-        def call() -> Awaitable[Sequence[Sequence[Prediction | IntentGraphError]]]:
+        def call() -> Any:
             started_s = now_s()  # the second time there is less time left
             return self._model.predict.remote([(each.texts, each.leaves_s - started_s) for each in requests])
 

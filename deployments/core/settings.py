@@ -87,7 +87,7 @@ class Settings(BaseSettings):
         128, ge=1, description="Requests that may wait at an ingress replica for a call to the model; beyond it 429."
     )
     max_model_calls: int = Field(
-        16,
+        32,
         ge=1,
         description="Calls to the model an ingress replica keeps in flight, of small requests and of large ones each.",
     )
