@@ -36,8 +36,9 @@ LOOKAHEAD = 4
 PASS_SHARE = 0.5
 """Most of `max_queue_s` that one pass should take: who comes just after it started waits for it to its end."""
 WORTHWHILE_OVERHEADS = 8
-"""A pass is never cut below so many times its overhead: more than a ninth of the time would go into it, and on a busy
-machine, where each pass takes longer, ever smaller batches would end all batching."""
+WORTHWHILE_TOKENS = 256
+"""A pass is never cut below so many times its overhead, nor below so many tokens: a ninth of the time would go into
+it, and on a busy machine, where each pass takes longer, ever smaller batches would end all batching."""
 RETRY_AFTER_RANGE_S = (0.1, 60.0)
 
 
@@ -202,7 +203,8 @@ class Scheduler(Generic[C, P]):
         """Padded tokens of a batch: what is served in a newcomer's time, as far as that is worth a pass."""
         overhead = self._limits.pass_overhead_tokens
         in_time = self._drain.tokens_in(self._limits.max_queue_s * PASS_SHARE) - overhead
-        return max(1.0, min(self._limits.max_batch_tokens, max(in_time, WORTHWHILE_OVERHEADS * overhead)))
+        worthwhile = max(WORTHWHILE_OVERHEADS * overhead, WORTHWHILE_TOKENS)
+        return min(self._limits.max_batch_tokens, max(in_time, worthwhile))
 
     def _compose(self) -> list[Ticket[C, P]]:
         """Choose a batch: the lead, then its neighbours in length while they fit."""

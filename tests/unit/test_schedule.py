@@ -234,22 +234,23 @@ def test_nothing_is_refused_for_its_wait_before_the_first_batch():
 
 
 def test_no_pass_takes_longer_than_half_a_newcomers_wait():
-    """At 1,000 tokens/s and 0.2 s a batch has 100 tokens, its overhead of 5 among them; at first it has all it may."""
-    limits = Limits(1000, 50, max_queue_tokens=10_000, pass_overhead_tokens=5, max_queue_s=0.2)
-    scheduler = scheduler_with(limits, a=(10,) * 70)
+    """At 5,000 tokens/s and 0.2 s a batch has 500 tokens, its overhead of 5 among them; at first it has all it may."""
+    limits = Limits(1000, 200, max_queue_tokens=10_000, pass_overhead_tokens=5, max_queue_s=0.2)
+    scheduler = scheduler_with(limits, a=(10,) * 200)
     at_first = next_items(scheduler)
-    scheduler.served(995, busy_s=1.0)
+    scheduler.served(4995, busy_s=1.0)
 
-    assert (len(at_first), len(next_items(scheduler))) == (50, 9)
+    assert (len(at_first), len(next_items(scheduler))) == (100, 49)
 
 
-def test_batching_goes_on_however_slow_the_model():
-    """Where no pass ends in time, a batch still has eight times its overhead of 20 tokens."""
-    limits = Limits(1000, 50, max_queue_tokens=10_000, pass_overhead_tokens=20, max_queue_s=0.2)
+@pytest.mark.parametrize(("overhead", "texts"), [(0, 25), (40, 32)])
+def test_batching_goes_on_however_slow_the_model(overhead: int, texts: int):
+    """Where no pass ends in time, a batch still has 256 tokens, or eight times its overhead."""
+    limits = Limits(1000, 50, max_queue_tokens=10_000, pass_overhead_tokens=overhead, max_queue_s=0.2)
     scheduler = scheduler_with(limits, a=(10,) * 70)
-    scheduler.served(980, busy_s=1000.0)
+    scheduler.served(1000, busy_s=1000.0)
 
-    assert len(next_items(scheduler)) == 16
+    assert len(next_items(scheduler)) == texts
 
 
 @settings(deadline=None)
