@@ -23,6 +23,8 @@ R = TypeVar("R")
 LOG_FLUSH_PERIOD_S = 1.0
 GAUGE_REFRESH_PERIOD_S = 1.0
 SCRAPE_TIMEOUT_S = 2.0
+RETRY_PAUSE_S = 0.1
+"""Serve's router hears of a death by the failed call itself; a second call at once might meet the same replica."""
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ async def ask(call: Callable[[], Awaitable[R]], part: str, timeout_s: float) -> 
             try:
                 return await call()
             except RayActorError:
+                await asyncio.sleep(RETRY_PAUSE_S)
                 return await call()
     except IntentGraphError:
         raise
