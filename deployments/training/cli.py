@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 from dataclasses import asdict
-from pathlib import Path  # noqa: TC003 — typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +30,7 @@ TRAIN_EXAMPLES = examples(
     "intents train --data prompts.jsonl --out artifacts/mine",
     "intents train --data a.jsonl --data b.jsonl --labels labels.yaml --epochs 5 --out artifacts/mine",
     "intents train --data questions.jsonl --abstain --out artifacts/mine",
+    "intents train --data prompts.jsonl --encoder ./smaller-bert --out artifacts/mine",
     "MODEL_ARTIFACT=artifacts/mine intents up",
 )
 EVALUATE_EXAMPLES = examples(
@@ -61,6 +62,13 @@ def train(  # noqa: PLR0913, PLR0917 — its options
         list[Path] | None,
         typer.Option(help="JSONL to score the artifact on; its texts are not trained on. May be given again."),
     ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="The uncased BERT to train on: an installed package, or a folder when it starts with `.` or `/`, with "
+            "config.json, tokenizer.json and model.safetensors."
+        ),
+    ] = DEFAULTS.encoder,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = DEFAULTS.epochs,
     patience: Annotated[
         int, typer.Option(min=1, help="Stop after so many passes without a better validation loss.")
@@ -88,6 +96,7 @@ def train(  # noqa: PLR0913, PLR0917 — its options
         from deployments.training.train import train as run_training
 
         recipe = Recipe(
+            encoder=str(Path(encoder).absolute()) if encoder.startswith((".", "/")) else encoder,
             seed=seed,
             epochs=epochs,
             patience=patience,

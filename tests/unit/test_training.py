@@ -29,16 +29,25 @@ if TYPE_CHECKING:
 
     from deployments.training.rows import Row
 
-TINY = Recipe(epochs=2, max_tokens=16, batch_size=8, lora_rank=2, lora_alpha=4)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact, Path]:
+def recipe(small_encoder: Path) -> Recipe:
+    """Two epochs of a small adapter on a small encoder."""
+    return Recipe(
+        encoder=str(small_encoder), epochs=2, max_tokens=16, batch_size=8, lora_rank=2, lora_alpha=4, learning_rate=1e-2
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact, Path]:
     """Two artifacts trained alike on forty rows, and the file of others they were scored on."""
     folder = tmp_path_factory.mktemp("training")
     data, others = greetings_and_sums(folder / "rows.jsonl"), greetings_and_sums(folder / "others.jsonl", first=50)
     first, second = (
-        train([data], folder / name, evaluation=[others], recipe=replace(TINY, seed=7)) for name in ("first", "second")
+        train([data], folder / name, evaluation=[others], recipe=replace(recipe, seed=7))
+        for name in ("first", "second")
     )
     return first, second, others
 
@@ -65,14 +74,15 @@ def test_a_trained_artifact_is_served_and_scored(trained: tuple[Artifact, Artifa
     assert artifact.scores["others.jsonl"] == evaluate(artifact, [others]).summary()
     assert artifact.scores["others.jsonl"]["complexity"]["length_baseline"] is not None
     assert artifact.abstain_below is None
+    assert artifact.training["validation_losses"][1] < artifact.training["validation_losses"][0]
 
 
-def test_rows_out_of_scope_are_not_learned_but_set_the_threshold(tmp_path: Path):
+def test_rows_out_of_scope_are_not_learned_but_set_the_threshold(recipe: Recipe, tmp_path: Path):
     """The artifact has no such intent, abstains below a confidence, and says how well that separates them."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
     strange = write(tmp_path / "oos.jsonl", *({"text": f"zebra {n} on mars", "intent": "oos"} for n in range(8)))
 
-    artifact = train([data, strange], tmp_path / "model", out_of_scope="oos", recipe=TINY)
+    artifact = train([data, strange], tmp_path / "model", out_of_scope="oos", recipe=recipe)
     scored = evaluate(artifact, [data, strange], out_of_scope="oos").out_of_scope
 
     assert artifact.intent_names == ("greeting", "sum")
@@ -82,11 +92,11 @@ def test_rows_out_of_scope_are_not_learned_but_set_the_threshold(tmp_path: Path)
     assert artifact.scores["validation"]["out_of_scope"]["rows"] == 8
 
 
-def test_an_artifact_may_abstain_without_rows_out_of_scope(tmp_path: Path):
+def test_an_artifact_may_abstain_without_rows_out_of_scope(recipe: Recipe, tmp_path: Path):
     """Asked for it, training keeps 95 of 100 validation texts answered: here all four."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
-    artifact = train([data], tmp_path / "model", abstain=True, recipe=TINY)
-    corpus = Corpus.read([data], validation_share=TINY.validation_share)
+    artifact = train([data], tmp_path / "model", abstain=True, recipe=recipe)
+    corpus = Corpus.read([data], validation_share=recipe.validation_share)
 
     answers = predict(Classifier.load(artifact), corpus.validation)
 
@@ -94,7 +104,9 @@ def test_an_artifact_may_abstain_without_rows_out_of_scope(tmp_path: Path):
     assert "out_of_scope" not in {said.intent for said in answers}
 
 
-def test_rows_marked_test_are_scored_and_never_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rows_marked_test_are_scored_and_never_trained_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Also when another file has the same text without the mark; so are those of a file that is only scored."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
     marked = write(
@@ -105,7 +117,7 @@ def test_rows_marked_test_are_scored_and_never_trained_on(tmp_path: Path, monkey
     scored = write(tmp_path / "dev.jsonl", {"text": "What is  2 plus 2", "intent": "sum"})
     seen = record_fits(monkeypatch)
 
-    artifact = train([data, marked], tmp_path / "model", evaluation=[scored], recipe=TINY)
+    artifact = train([data, marked], tmp_path / "model", evaluation=[scored], recipe=recipe)
 
     assert (artifact.scores["test"]["rows"], artifact.scores["dev.jsonl"]["rows"]) == (2, 1)
     assert len(seen) == 38
@@ -125,16 +137,18 @@ def record_fits(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     return seen
 
 
-def test_training_stops_when_the_loss_on_other_rows_no_longer_falls(tmp_path: Path):
+def test_training_stops_when_the_loss_on_other_rows_no_longer_falls(recipe: Recipe, tmp_path: Path):
     """With a learning rate of nothing no epoch is better than the first, so patience ends it after two more."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
 
-    artifact = train([data], tmp_path / "model", recipe=replace(TINY, epochs=9, patience=2, learning_rate=0.0))
+    artifact = train([data], tmp_path / "model", recipe=replace(recipe, epochs=9, patience=2, learning_rate=0.0))
 
     assert len(artifact.training["validation_losses"]) == 3
 
 
-def test_a_source_is_scored_by_a_model_that_never_saw_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_source_is_scored_by_a_model_that_never_saw_it(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A report over its rows; none where no other source has its intent; unknown sources are refused."""
     rows = [
         {"text": f"{greeting} {n}", "intent": "greeting", "source": source}
@@ -146,42 +160,42 @@ def test_a_source_is_scored_by_a_model_that_never_saw_it(tmp_path: Path, monkeyp
     corpus = Corpus.read([write(tmp_path / "rows.jsonl", *rows)], validation_share=0.1)
     seen = record_fits(monkeypatch)
 
-    reports = dict(leave_one_source_out(corpus, TINY, sources=["forum", "radio"]))
+    reports = dict(leave_one_source_out(corpus, recipe, sources=["forum", "radio"]))
 
     assert reports["forum"] is not None
     assert reports["forum"].rows == 10
     assert reports["radio"] is None
     assert {row.source for row in seen} == {"chat", "book", "radio"}
     with pytest.raises(StartupError, match="no source 'tv' in the data; there are book, chat, forum, radio"):
-        leave_one_source_out(corpus, TINY, sources=["tv"])
+        leave_one_source_out(corpus, recipe, sources=["tv"])
 
 
-def test_an_interrupted_training_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_training_leaves_what_was_there(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C in its middle leaves the old artifact whole and no folder beside it."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
-    old = train([data], tmp_path / "model", recipe=TINY)
+    old = train([data], tmp_path / "model", recipe=recipe)
 
     def interrupt(*_: object) -> float:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "validate", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train([data], tmp_path / "model", recipe=replace(TINY, seed=1))
+        train([data], tmp_path / "model", recipe=replace(recipe, seed=1))
 
     assert Artifact.load(tmp_path / "model").version == old.version
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rows.jsonl"]
 
 
-def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path):
+def test_a_folder_with_other_files_is_not_replaced(recipe: Recipe, tmp_path: Path):
     """Neither one that is no artifact nor one that holds an artifact and the data it is trained on, nor a link."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
     (tmp_path / "model.yaml").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
 
     with pytest.raises(StartupError, match="name an empty or a new folder"):
-        train([data], tmp_path, recipe=TINY)
+        train([data], tmp_path, recipe=recipe)
     with pytest.raises(StartupError, match="a link or a mount point cannot be replaced"):
-        train([data], tmp_path / "link", recipe=TINY)
+        train([data], tmp_path / "link", recipe=recipe)
     assert data.exists()
 
 
@@ -206,12 +220,12 @@ def test_a_label_that_nothing_teaches_is_refused(tmp_path: Path):
         Corpus.read([data], out_of_scope="oso", validation_share=0.1)
 
 
-def test_a_training_that_diverges_ships_nothing(tmp_path: Path):
+def test_a_training_that_diverges_ships_nothing(recipe: Recipe, tmp_path: Path):
     """An absurd learning rate ends in one line, not in an artifact."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
 
     with pytest.raises(StartupError, match="training diverged; lower --learning-rate"):
-        train([data], tmp_path / "model", recipe=replace(TINY, learning_rate=1e30, gradient_norm=1e30))
+        train([data], tmp_path / "model", recipe=replace(recipe, learning_rate=1e30, gradient_norm=1e30))
     assert not (tmp_path / "model").exists()
 
 

@@ -1,4 +1,4 @@
-"""`intents train` and `intents evaluate` as a user runs them: in a process of their own."""
+"""`intents train` and `intents evaluate` as a user runs them; what a signal ends, in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from deployments.core.artifact import DEFAULT_ARTIFACT
+from deployments.core.artifact import DEFAULT_ARTIFACT, Artifact
 from tests.service import INTENTS
 from tests.unit.rows import greetings_and_sums, write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1"}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_end_in_the_middle_leaves_no_half_artifact(tmp_path: Path, number: signal.Signals, exit_code: int):
+def test_an_end_in_the_middle_leaves_no_half_artifact(
+    small_encoder: Path, tmp_path: Path, number: signal.Signals, exit_code: int
+):
     """Once the first epoch is over: Ctrl-C or a polite kill, no traceback, no folder."""
     data = greetings_and_sums(tmp_path / "rows.jsonl")
-    command = [*INTENTS, "train", f"--data={data}", f"--out={tmp_path / 'model'}", "--epochs=5000", "--patience=5000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as training:
+    command = [*INTENTS, "train", f"--data={data}", f"--out={tmp_path / 'model'}", f"--encoder={small_encoder}"]
+    endless = ["--epochs=5000", "--patience=5000"]
+    with subprocess.Popen([*command, *endless], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as training:
         assert training.stderr is not None
         said = training.stderr.readline()
         workshops = list(tmp_path.glob(".model-*"))
@@ -59,27 +64,32 @@ def test_a_wrong_row_stops_before_anything_is_trained(tmp_path: Path, row: objec
     rows = [{"text": "hello", "intent": "conversation"}, *([row] if row else [])]
     data = write(tmp_path / "rows.jsonl", *rows)
     labels = DEFAULT_ARTIFACT.parents[1] / "training" / "labels.yaml"
-    command = [*INTENTS, "train", f"--data={data}", f"--out={tmp_path / 'model'}", f"--labels={labels}"]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
 
-    assert result.returncode == 1
+    result = CliRunner().invoke(app, ["train", f"--data={data}", f"--out={tmp_path / 'model'}", f"--labels={labels}"])
+
+    assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith(f"intents: {data}:{len(rows)}: ")
     assert said in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_train_says_how_good_the_artifact_is_and_how_to_serve_it(tmp_path: Path):
-    """The table of scores, and the line to start a service with it."""
+def test_train_says_how_good_the_artifact_is_and_how_to_serve_it(
+    small_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The table of scores, and the line to start a service with it; the encoder of the folder it was given."""
+    monkeypatch.chdir(small_encoder.parent)
     data = greetings_and_sums(tmp_path / "rows.jsonl")
     out = tmp_path / "model"
 
-    result = CliRunner().invoke(app, ["train", f"--data={data}", f"--out={out}", "--epochs=1", "--abstain"])
+    encoder = f"--encoder=./{small_encoder.name}"
+    result = CliRunner().invoke(app, ["train", f"--data={data}", f"--out={out}", encoder, "--epochs=1", "--abstain"])
 
     assert result.exit_code == 0, result.output
     assert "validation" in result.output
     assert "answers out_of_scope below a confidence of" in result.output
     assert f"MODEL_ARTIFACT={out} intents up" in result.output
+    assert Artifact.load(out).encoder.source == str(small_encoder)
 
 
 def test_evaluate_prints_tables_or_json_and_draws(tmp_path: Path):
