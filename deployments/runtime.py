@@ -5,13 +5,15 @@ Nothing here knows what is being served.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from logging.handlers import MemoryHandler
 from typing import Any, TypeVar
 
 import aiohttp
 import grpc
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve._private.logging_utils import ServeContextFilter
 from ray.serve.exceptions import RayServeException
 
 from deployments.core.errors import IntentGraphError, Internal, Unavailable
@@ -83,16 +85,52 @@ def configure_logging(level: str) -> None:
     package.handlers = handlers
     package.propagate = False
     package.setLevel(level)
-    logging.getLogger("deployments.http.request_log").addFilter(_keep_off_stderr)
+    logging.getLogger("deployments.http.request_log").addFilter(_RequestLineContext(handlers))
+    for handler in handlers:
+        if isinstance(handler, MemoryHandler) and handler.target and handler.target.formatter:
+            handler.target.setFormatter(_FormatOnce(handler.target.formatter))
     _flusher.append(asyncio.create_task(_flush_logs(handlers)))
 
 
 _flusher: list[asyncio.Task[None]] = []  # a task nobody holds may be collected
 
 
-def _keep_off_stderr(record: logging.LogRecord) -> bool:
-    record.log_to_stderr = False  # Serve's own mark for lines that belong in the file alone
-    return True
+class _RequestLineContext:
+    """Gives a request's line what Serve's filters would give it, looked up once where it never changes.
+
+    A line cost 127 µs, 46 of them for asking Ray again which worker, node and actor this is.
+    """
+
+    def __init__(self, handlers: Sequence[logging.Handler]) -> None:
+        blank = logging.makeLogRecord({})
+        standard = set(vars(blank))
+        for handler in handlers:
+            handler.filter(blank)
+        self._constant = {key: value for key, value in vars(blank).items() if key not in standard}
+        # Serve's own marks: for lines that bring their context, and for those that belong in the file alone.
+        self._constant |= {"skip_context_filter": True, "log_to_stderr": False}
+        self._request: logging.Filter = ServeContextFilter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Complete the record; none is dropped."""
+        self._request.filter(record)
+        vars(record).update(self._constant)
+        return True
+
+
+class _FormatOnce(logging.Formatter):
+    """Keeps the last line: a rotating file asks twice, for its length and to write it (14 µs each)."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+        self._record: logging.LogRecord | None = None
+        self._line = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record is not self._record:
+            self._record, self._line = record, self._formatter.format(record)
+        return self._line
 
 
 async def _flush_logs(handlers: list[logging.Handler]) -> None:

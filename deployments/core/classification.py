@@ -64,4 +64,7 @@ def _metadata(prediction: Prediction, source: str) -> dict[str, Any]:
 
 def to_json(value: object) -> bytes:
     """The one JSON writing of the service, so that a hit's body equals the miss's byte for byte."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _encoder.encode(value).encode()
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -66,7 +66,7 @@ class RequestLog:
         logger.info(
             "%s %s %d",
             request.method,
-            request.url.path,
+            request.scope["path"],
             status,
             extra={
                 "http_request_id": request_id(request),

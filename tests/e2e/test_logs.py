@@ -26,3 +26,21 @@ def test_a_request_is_one_line_of_json_without_its_text(service: Service):
     assert line["cache"] == ["miss"]
     assert line["text_lengths"] == [len(f"Translate {secret}")]
     assert secret not in "".join(path.read_text() for path in SERVE_LOGS.glob("*.log"))
+
+
+def test_a_requests_line_says_which_replica_answered_it(service: Service):
+    """With everything that Serve's own lines have, and the caller's request id under Serve's name too."""
+    request_id = uuid.uuid4().hex
+    service.classify("Where was I answered?", X_Request_ID=request_id)
+    wait_for(lambda: request_lines(request_id), 5, lambda: "the line never came")
+    (line,) = request_lines(request_id)
+
+    assert line["request_id"] == request_id
+    assert (line["application"], line["deployment"], line["component_name"]) == (
+        "intents",
+        "intents_Ingress",
+        "replica",
+    )
+    assert line["route"] == "/api/v1/intents/classify"
+    assert {"replica", "worker_id", "node_id", "actor_id", "actor_name", "timestamp_ns"} <= line.keys()
+    assert "skip_context_filter" not in line
