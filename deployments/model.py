@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ray
 
+from deployments.autoscaling import BUSY_SHARE, QUEUE_DELAY_MS
 from deployments.core import metrics
 from deployments.core.artifact import Artifact
 from deployments.core.batching import Batcher
@@ -60,6 +61,13 @@ class Model:
         each had come alone.
         """
         return await asyncio.gather(*(self._batcher.submit(texts, timeout_s=left_s) for texts, left_s in requests))
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's autoscaler asks each replica for, once a metrics interval. See `autoscaling`."""
+        return {
+            QUEUE_DELAY_MS: 1000 * self._batcher.queue_delay_s,
+            BUSY_SHARE: self._batcher.take_busy_share(),
+        }
 
     async def ping(self) -> bool:
         """A sign of life."""

@@ -219,16 +219,20 @@ class Service:
 
 
 class Traffic:
-    """Classifies new texts in threads while its block runs; counts statuses, and connections that failed by name."""
+    """Classifies new texts in threads while its block runs; counts statuses, and connections that failed by name.
 
-    def __init__(self, service: Service, *, threads: int = 1) -> None:
+    Each thread sends again `pause_s` after its answer.
+    """
+
+    def __init__(self, service: Service, *, threads: int = 1, pause_s: float = 0.0) -> None:
         self._service = service
+        self._pause_s = pause_s
         self._stop = threading.Event()
         self.outcomes: Counter[int | str] = Counter()
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(self._pause_s):
             try:
                 self.outcomes[self._service.classify(f"Is it {uuid.uuid4()}?").status] += 1
             except OSError as error:

@@ -19,6 +19,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from deployments.core.busy import BusyShare
 from deployments.core.coalesce import Coalescer
 from deployments.core.errors import DeadlineExceeded, IntentGraphError, Internal, Overloaded, Unavailable
 from deployments.core.metrics import (
@@ -94,6 +95,7 @@ class Batcher(Generic[T, P, R]):
         self._metrics = metrics or NoMetrics()
         self._clock = clock
         self._worker: asyncio.Task[None] | None = None
+        self._busy = BusyShare(clock)
         self._closed = False
 
     @property
@@ -110,6 +112,10 @@ class Batcher(Generic[T, P, R]):
     def queue_delay_s(self) -> float:
         """Expected time until the running batch and all that waits are served, in seconds; 0 before the first batch."""
         return self._scheduler.delay_s(self._clock())
+
+    def take_busy_share(self) -> float:
+        """The share of the time since it was last taken, 0 to 1, in which texts waited or were run."""
+        return self._busy.take()
 
     async def submit(self, texts: Sequence[T], *, timeout_s: float) -> list[R | IntentGraphError]:
         """Answer texts, within `timeout_s`.
@@ -209,9 +215,10 @@ class Batcher(Generic[T, P, R]):
 
     async def _work(self) -> None:
         """Answer batch after batch until nothing waits."""
-        while self._scheduler:
-            if batch := self._next_batch():
-                await self._answer(batch)
+        with self._busy:
+            while self._scheduler:
+                if batch := self._next_batch():
+                    await self._answer(batch)
 
     def _next_batch(self) -> list[Ticket["_Call[R]", P]]:
         """Take the next batch from the queue and tell the expired."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PATH = "/api/serve/applications/"
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+SERVING = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING"})
+"""While a deployment scales by itself it serves; an application that scales because it was told to is not RUNNING."""
 
 _EXCEPTION = re.compile(r"^(?!Traceback)([A-Za-z_][\w.]*): \S")
 _MODULE = re.compile(r"^[\w.]+\.(?=\w+: )")
@@ -39,8 +41,8 @@ class Deployment:
 
     @property
     def healthy(self) -> bool:
-        """Whether it serves as configured."""
-        return self.status == "HEALTHY"
+        """Whether it serves as configured, with as many replicas as there are so far."""
+        return self.status in SERVING
 
 
 @dataclass(frozen=True, slots=True)

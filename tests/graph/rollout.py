@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,27 @@ def roll_over(service: Service, folder: Path, config: dict[str, Any]) -> None:
         lambda: not before & service.replica_pids("Ingress"), SETTLE_TIMEOUT_S, lambda: "the old ingress replicas stay"
     )
     (application,) = config["applications"]
-    replicas = {each["name"]: each["num_replicas"] for each in application["deployments"]}
-    wait_until_settled(service, replicas)
+    wait_until_settled(service, {each["name"]: _allowed(each) for each in application["deployments"]})
 
 
-def wait_until_settled(service: Service, replicas: dict[str, int]) -> None:
+def _allowed(deployment: dict[str, Any]) -> range:
+    """How many replicas a deployment's configuration allows."""
+    if bounds := deployment.get("autoscaling_config"):
+        return range(bounds["min_replicas"], bounds["max_replicas"] + 1)
+    return range(deployment["num_replicas"], deployment["num_replicas"] + 1)
+
+
+def wait_until_settled(service: Service, replicas: Mapping[str, Container[int]]) -> None:
     """Wait until the application runs with just these replicas, the old ones gone."""
     wait_for(lambda: settled(service, replicas), SETTLE_TIMEOUT_S, lambda: f"never {replicas}")
 
 
-def settled(service: Service, replicas: dict[str, int]) -> bool:
+def settled(service: Service, replicas: Mapping[str, Container[int]]) -> bool:
     """Whether the application runs with just these replicas, the old ones gone."""
     application = yaml.safe_load(serve(service, "status"))["applications"]["intents"]
     states = {name: deployment["replica_states"] for name, deployment in application["deployments"].items()}
     return application["status"] == "RUNNING" and all(
-        states[name] == {"RUNNING": count} for name, count in replicas.items()
+        states[name].keys() == {"RUNNING"} and states[name]["RUNNING"] in counts for name, counts in replicas.items()
     )
 
 

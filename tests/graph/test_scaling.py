@@ -1,11 +1,15 @@
-"""The graph as any Ray Serve user handles it: `serve deploy`, a changed `num_replicas`, a builder that refuses."""
+"""The graph as any Ray Serve user handles it: `serve deploy`, replicas that scale, a builder that refuses."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray import cloudpickle
 
+from deployments import autoscaling
 from deployments.core.errors import StartupError
 from deployments.core.settings import ENVIRONMENT_NAMES, Settings
 from deployments.graph import build
@@ -16,18 +20,58 @@ from tests.service import ROOT, Service, Traffic
 def test_changing_num_replicas_and_deploying_again_scales_without_a_failed_request(
     service: Service, config: dict[str, Any], tmp_path: Path
 ):
-    """One more of each and back, under traffic."""
-    more = {"Ingress": 3, "Cache": 2, "Model": 2}
-    shipped = {each["name"]: each["num_replicas"] for each in config["applications"][0]["deployments"]}
+    """One more and back, under traffic."""
+    scaled = {each["name"]: each for each in config["applications"][0]["deployments"] if "num_replicas" in each}
+    shipped = {name: scaled[name]["num_replicas"] for name in ("Ingress", "Cache")}
 
     with Traffic(service, threads=2) as traffic:
-        for wanted in (more, {name: shipped[name] for name in more}):
-            for each in config["applications"][0]["deployments"]:
-                each["num_replicas"] = wanted.get(each["name"], each["num_replicas"])
+        for wanted in ({name: count + 1 for name, count in shipped.items()}, shipped):
+            for name, count in wanted.items():
+                scaled[name]["num_replicas"] = count
             deploy(service, tmp_path, config)
-            wait_until_settled(service, wanted)
+            wait_until_settled(service, {name: {count} for name, count in wanted.items()})
 
     assert set(traffic.outcomes) == {200}
+
+
+def test_model_replicas_follow_the_queue_without_a_failed_request(
+    service: Service, config: dict[str, Any], tmp_path: Path
+):
+    """One; two when texts wait; one again when none do. The shipped policy, with a shorter wait and shorter delays."""
+    (model,) = (each for each in config["applications"][0]["deployments"] if each["name"] == "Model")
+    shipped = model["autoscaling_config"]
+    policy = shipped["policy"] | {"policy_kwargs": {"target_delay_ms": 20}}
+    model["autoscaling_config"] = shipped | {"upscale_delay_s": 1, "downscale_delay_s": 2, "policy": policy}
+    deploy(service, tmp_path, config)
+    wait_until_settled(service, {"Model": {1}})
+
+    with Traffic(service, pause_s=0.2) as trickle:
+        with Traffic(service, threads=24) as rush:  # closed loop: all of them wait, and no more than them
+            wait_until_settled(service, {"Model": {2}})
+        wait_until_settled(service, {"Model": {1}})
+    model["autoscaling_config"] = shipped
+    deploy(service, tmp_path, config)
+
+    assert set(rush.outcomes) == set(trickle.outcomes) == {200}
+
+
+def test_the_controller_needs_nothing_of_ours_to_run_the_policy():
+    """Serve pickles a policy by value, its own module only; whatever that imports must be there in the controller."""
+    cloudpickle.register_pickle_by_value(autoscaling)
+    pickled = cloudpickle.dumps(autoscaling.QueueDelayPolicy)
+    cloudpickle.unregister_pickle_by_value(autoscaling)
+    code = (
+        "import sys; from types import SimpleNamespace; from ray import cloudpickle;"
+        "sys.modules['deployments'] = None;"  # importing it raises
+        f"policy = cloudpickle.loads({pickled!r})(target_delay_ms=50);"
+        "print(policy(SimpleNamespace(raw_metrics={}, aggregated_metrics={}, running_replicas=[], current_time=0,"
+        "config=SimpleNamespace(look_back_period_s=5), current_num_replicas=1, target_num_replicas=2,"
+        "capacity_adjusted_min_replicas=1, capacity_adjusted_max_replicas=3)))"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert result.stdout.strip() == "(2, {})", result.stderr
 
 
 def test_the_builder_refuses_to_start_without_stores(monkeypatch: pytest.MonkeyPatch):

@@ -603,6 +603,24 @@ async def test_metrics_of_a_batch():
     assert records.dropped() == {}
 
 
+async def test_the_worker_is_busy_from_the_first_text_to_the_last_answer():
+    """By hand: idle for 1 s, at work for 3, idle for 4; a pass under way counts."""
+    forward, clock = Held(), Clock()
+    batcher = batcher_of(Model(), run_executor=forward, clock=clock)
+    clock.now_s = 1.0
+    call = submit(batcher, "x")
+    await until(lambda: forward.jobs)
+    clock.now_s = 2.0
+    assert batcher.take_busy_share() == 0.5
+    clock.now_s = 4.0
+    await forward.run_next()
+    await call
+    await until(lambda: batcher.waiting_texts == 0)
+    clock.now_s = 8.0
+
+    assert batcher.take_busy_share() == pytest.approx(2 / 6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     calls=st.lists(st.lists(st.text("abcdef", min_size=1, max_size=6), max_size=12), max_size=8),

@@ -1,5 +1,7 @@
 """Reading what Serve says of a deployment."""
 
+from dataclasses import replace
+
 import pytest
 
 from deployments.local.serve_api import applications, cause
@@ -55,6 +57,15 @@ def test_an_application_is_healthy_when_all_its_deployments_are():
     assert fine.deployments[0].replicas == {"RUNNING": 2}
     assert not updating.healthy
     assert updating.failure is None
+
+
+@pytest.mark.parametrize("status", ["UPSCALING", "DOWNSCALING"])
+def test_a_deployment_that_scales_by_itself_is_healthy(status):
+    """Serve calls the application RUNNING then, and DEPLOYING when somebody changed the number."""
+    (scaling,) = applications(details({"status": status}))
+
+    assert scaling.healthy
+    assert not replace(scaling, status="DEPLOYING").healthy
 
 
 def test_a_deployment_that_fails_names_itself_and_its_cause():
