@@ -77,10 +77,11 @@ Target = Annotated[
     str,
     typer.Option("--target", "--url", help="http://HOST:PORT, or handle:APPLICATION of the cluster at RAY_ADDRESS."),
 ]
-Rate = Annotated[float, typer.Option("--rate", "--rps", help="Requests a second; the highest of step, ramp, diurnal.")]
+Rate = Annotated[float, typer.Option("--rate", "--rps", help="Requests a second; the highest where it changes.")]
 Workers = Annotated[int, typer.Option(help="Processes that send.")]
 Arrivals = Annotated[
-    str, typer.Option(help="poisson, constant, step, ramp, diurnal, trace, or closed (hides waits; labelled so).")
+    str,
+    typer.Option(help="poisson, constant, step, ramp, diurnal, pulse, trace; closed (hides waits; labelled so)."),
 ]
 Connections = Annotated[int, typer.Option(help="Callers of the closed loop.")]
 Texts = Annotated[str, typer.Option(help="Popularity of texts: zipf, unique or same.")]
@@ -124,7 +125,7 @@ def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
     ] = None,
     arrivals: Arrivals = "poisson",
     from_rate: Annotated[
-        float | None, typer.Option(help="The lowest rate of step, ramp, diurnal; a tenth of --rate when absent.")
+        float | None, typer.Option(help="The lowest rate of step, ramp, diurnal, pulse; a tenth of --rate when absent.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Stairs of step.")] = 5,
     period: Annotated[float | None, typer.Option(help="Seconds of a diurnal day; the whole run when absent.")] = None,

@@ -122,8 +122,8 @@ def _cumulative(traffic: "Traffic", times_s: Times) -> Times:
     shaped = np.maximum(times_s - traffic.warmup_s, 0.0)
     length = traffic.duration_s
     match traffic.arrivals:
-        case "step":
-            knots, rates = _steps(traffic)
+        case "step" | "pulse":
+            knots, rates = _stretches(traffic)
             counts = np.concatenate(([0.0], np.cumsum(rates * np.diff(knots))))
             climbed = np.interp(shaped, knots, counts)
         case "ramp":
@@ -136,8 +136,14 @@ def _cumulative(traffic: "Traffic", times_s: Times) -> Times:
     return low * warm + climbed
 
 
-def _steps(traffic: "Traffic") -> tuple[Times, Times]:
-    """Where steps begin and end, counted from the warm-up's end, and the rate of each."""
+def _stretches(traffic: "Traffic") -> tuple[Times, Times]:
+    """Where stretches of one rate begin and end, counted from the warm-up's end, and the rate of each.
+
+    A pulse is a quarter of the time at its lowest, a quarter at its highest, and half at its lowest again.
+    """
+    if traffic.arrivals == "pulse":
+        low, high = traffic.lowest_rate, traffic.rate
+        return traffic.duration_s * np.array([0.0, 0.25, 0.5, 1.0]), np.array([low, high, low])
     ends = np.linspace(0.0, traffic.duration_s, traffic.steps + 1)
     return ends, np.linspace(traffic.lowest_rate, traffic.rate, traffic.steps)
 
@@ -145,8 +151,8 @@ def _steps(traffic: "Traffic") -> tuple[Times, Times]:
 def _knots(traffic: "Traffic") -> Times:
     """Times between which the rate may be taken as even."""
     match traffic.arrivals:
-        case "step":
-            shaped = _steps(traffic)[0]
+        case "step" | "pulse":
+            shaped = _stretches(traffic)[0]
         case "ramp":
             shaped = np.linspace(0.0, traffic.duration_s, SHAPE_KNOTS + 1)
         case "diurnal":

@@ -39,10 +39,10 @@ class Traffic(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(1, ge=0, description="Of arrivals and draws.")
     text_seed: int = Field(1, ge=0, description="Of the generated texts; another seed is other texts.")
 
-    arrivals: Literal["poisson", "constant", "step", "ramp", "diurnal", "trace", "closed"] = "poisson"
-    rate: float = Field(50.0, gt=0, le=MAX_RATE, description="Calls a second; the highest of step, ramp and diurnal.")
+    arrivals: Literal["poisson", "constant", "step", "ramp", "diurnal", "pulse", "trace", "closed"] = "poisson"
+    rate: float = Field(50.0, gt=0, le=MAX_RATE, description="Calls a second; the highest where it changes.")
     from_rate: Positive | None = Field(
-        None, description="The lowest rate of step, ramp and diurnal; a tenth of `rate` when absent."
+        None, description="The lowest rate of step, ramp, diurnal and pulse; a tenth of `rate` when absent."
     )
     steps: int = Field(5, ge=2, le=1000, description="Equal stretches that `step` climbs in.")
     period_s: float | None = Field(
@@ -122,7 +122,7 @@ class Traffic(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-CLIMBING = ("step", "ramp", "diurnal")
+CLIMBING = ("step", "ramp", "diurnal", "pulse")
 
 Kind = Literal["classify", "batch", "feedback"]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loadgen.schedule import expected_calls, read_trace, send_times
 from loadgen.traffic import Traffic
 
-CLIMBING = ("step", "ramp", "diurnal")
+CLIMBING = ("step", "ramp", "diurnal", "pulse")
 RANDOM = ("poisson", *CLIMBING)
 
 
@@ -89,6 +89,13 @@ def test_steps_climb_evenly():
     steps = load("step", from_rate=20, steps=3, duration_s=90)
 
     assert [expected_calls(steps, at_s) for at_s in (10, 40, 70, 100)] == pytest.approx([200, 800, 2600, 5600])
+
+
+def test_a_pulse_rises_at_once_and_falls_at_once():
+    """By hand: 10 s and 25 s at 20/s, 25 s at 100/s, 50 s at 20/s."""
+    pulse = load("pulse", from_rate=20, duration_s=100)
+
+    assert [expected_calls(pulse, at_s) for at_s in (35, 60, 110)] == pytest.approx([700, 3200, 4200])
 
 
 def test_a_day_begins_and_ends_at_its_lowest():

@@ -285,7 +285,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"arrivals": "burst"}, "arrivals is 'burst'"),
     ({"arrivals": "ramp", "from_rate": 60}, "from_rate is 60, above rate 50; swap them"),
     ({"arrivals": "ramp", "from_rate": 0}, "from_rate is 0"),
-    ({"from_rate": 10}, 'from_rate is for step, ramp, diurnal; arrivals "poisson" has one rate'),
+    ({"from_rate": 10}, 'from_rate is for step, ramp, diurnal, pulse; arrivals "poisson" has one rate'),
     ({"period_s": 10}, "period_s is for diurnal"),
     ({"arrivals": "diurnal", "period_s": 0}, "period_s is 0"),
     ({"arrivals": "step", "steps": 1}, "steps is 1"),
