@@ -30,16 +30,17 @@ class QueueDelayPolicy:
     """Serve's `policy_function`; its arguments are `policy_kwargs`.
 
     Args:
-        target_delay_ms: The longest that a text should be expected to wait for its answer to be begun.
-        drain_s: Time in which replicas are to work off what waits beyond the target, next to what comes in. About as
-            long as a replica takes to start: a backlog that one more works off by then is not worth two.
+        target_delay_ms: The longest that what waits should take to be served.
+        drain_s: Time in which the replicas together are to work off what waits beyond the target, next to what comes
+            in. Short where many replicas must become more at once; the queue is bounded, so the wait alone is no measure
+            of what was refused.
         max_busy_share: Share of the time that the replicas left after scaling down may be busy.
 
     Raises:
         ValueError: an argument that is not above 0.
     """
 
-    def __init__(self, *, target_delay_ms: float = 50.0, drain_s: float = 10.0, max_busy_share: float = 0.6) -> None:
+    def __init__(self, *, target_delay_ms: float = 50.0, drain_s: float = 1.0, max_busy_share: float = 0.6) -> None:
         if min(target_delay_ms, drain_s, max_busy_share) <= 0:
             raise ValueError(f"must be above 0: {target_delay_ms=}, {drain_s=}, {max_busy_share=}")
         self._target_delay_ms = target_delay_ms

@@ -1,7 +1,7 @@
 """The whole graph on one screen, and the only place with `.bind()`.
 
     HTTP ── HAProxy ── Ingress ×n ── look up ──▶ Cache ×m ── Redis (predictions)
-                         │   └────── miss ─────▶ Model ×k   (CPU or GPU, dynamic batching)
+                         │   └────── miss ─────▶ Model ×k   (CPU or GPU, dynamic batching, autoscaled)
                          └────────── feedback ─▶ Feedback ×1 ── Redis (the log)
                                                                   ▲ followed by every Ingress: corrections
 

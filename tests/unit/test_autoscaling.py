@@ -9,7 +9,7 @@ import pytest
 from deployments.autoscaling import BUSY_SHARE, QUEUE_DELAY_MS, QueueDelayPolicy
 
 NOW_S = 1_000.0
-POLICY = QueueDelayPolicy(target_delay_ms=50, drain_s=10, max_busy_share=0.6)
+POLICY = QueueDelayPolicy(target_delay_ms=50, drain_s=1, max_busy_share=0.6)
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def wanted(*told: Told | None, **change: Any) -> int:
         (1, 50.0, 1),  # at the target
         (1, 51.0, 2),  # just beyond: one more
         (10, 51.0, 11),
-        (10, 1_050.0, 11),  # a second's backlog, to be gone in ten: a tenth more
-        (10, 5_050.0, 15),
-        (10, 10_050.0, 20),
+        (10, 150.0, 11),  # a tenth of a second beyond, to be gone in a second: a tenth more
+        (10, 550.0, 15),
+        (10, 1_050.0, 20),
     ],
 )
 def test_replicas_are_added_in_proportion_to_the_wait_beyond_the_target(replicas: int, delay_ms: float, more: int):
@@ -118,8 +118,8 @@ def test_without_any_word_nothing_changes():
 
 def test_a_silent_replica_is_left_out_when_texts_wait():
     """Its last word, however old, is kept by Serve: a hung replica must not make the queue look short."""
-    assert wanted(Told(5_050, 1.0), Told(0, 0.0, ago_s=6)) == 2
-    assert wanted(Told(15_050, 1.0), Told(0, 0.0, ago_s=6)) == 3
+    assert wanted(Told(550, 1.0), Told(0, 0.0, ago_s=6)) == 2
+    assert wanted(Told(1_550, 1.0), Told(0, 0.0, ago_s=6)) == 3
 
 
 def test_nothing_is_taken_away_while_a_replica_is_silent():
@@ -130,7 +130,7 @@ def test_nothing_is_taken_away_while_a_replica_is_silent():
 
 def test_replicas_that_are_starting_count_as_decided():
     """The backlog of the one that runs asks for two, and two there will be: no third."""
-    assert wanted(Told(3_000, 1.0), target=2) == 2
+    assert wanted(Told(1_000, 1.0), target=2) == 2
     assert wanted(Told(40, 1.0), target=2) == 2
 
 
