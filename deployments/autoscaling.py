@@ -32,8 +32,7 @@ class QueueDelayPolicy:
     Args:
         target_delay_ms: The longest that what waits should take to be served.
         drain_s: Time in which the replicas together are to work off what waits beyond the target, next to what comes
-            in. Short where many replicas must become more at once; the queue is bounded, so the wait alone is no measure
-            of what was refused.
+            in. Short, because a full queue refuses what comes: the wait stops growing where the shortage does not.
         max_busy_share: Share of the time that the replicas left after scaling down may be busy.
 
     Raises:
