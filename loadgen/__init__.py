@@ -1,1 +1,1 @@
-"""Traffic for the service, over public interfaces alone: imports nothing from `deployments`."""
+"""Traffic for the service, over public interfaces: imports nothing from `deployments`, but for `loadgen.model`."""
