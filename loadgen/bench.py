@@ -8,8 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from loadgen.cache import Suite
 from loadgen.cli import clear_errors, examples, run_app
 from loadgen.load import LoadError
 from loadgen.local_service import LocalService
-from loadgen.machine import machine, versions
+from loadgen.readme import stamp, table, write_into
 from loadgen.report import Latency, Report
 
 COMMAND_TIMEOUT_S = 600
@@ -168,40 +167,15 @@ def run_bench() -> dict[str, str]:
 
 def numbers(documents: Mapping[str, str], started_in_s: float) -> str:
     """The table of numbers from the commands' JSON documents."""
-    stamp, found = machine(), versions()
-    heading = (
-        f"{time.strftime('%Y-%m-%d')}, {stamp.processor}, {stamp.cores} cores, {stamp.memory_gib:.0f} GiB, "
-        f"Python {found['python']}, Ray {found['ray']}, torch {found['torch']}; "
-        "service, stores and load generator share it."
-    )
+    heading = f"{stamp()}; service, stores and load generator share it."
     measured = [(row.what, row.figure(documents[row.command]), f"`{row.command}`") for row in ROWS]
     start = ("`intents up` until it answers", f"{started_in_s:.1f} s", "`intents up --detach`")
-    return f"{heading}\n\n{_markdown(('what', 'measured', 'command'), [*measured, start])}"
+    return f"{heading}\n\n{table(('what', 'measured', 'command'), [*measured, start])}"
 
 
 def promises(suite: Suite) -> str:
     """The table of the cache suite."""
-    return _markdown(cache.HEAD, cache.rows(suite))
-
-
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    table = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in table)
-
-
-def write_into(document: Path, mark: str, table: str) -> None:
-    """Put a table between its marks, `<!-- mark -->` and `<!-- /mark -->`.
-
-    Raises:
-        ValueError: the file has no such marks.
-    """
-    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    text = document.read_text(encoding="utf-8")
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"{document} has no {begin} and {end} to put the table between")
-    document.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+    return table(cache.HEAD, cache.rows(suite))
 
 
 def _run(command: str) -> str:
@@ -252,10 +226,10 @@ def main(
 ) -> None:
     """Start the service, measure the README's numbers, stop it, and print the tables; about 8 minutes."""
     with clear_errors():
-        for mark, table in run_bench().items():
-            sys.stdout.write(f"{table}\n\n")
+        for mark, written in run_bench().items():
+            sys.stdout.write(f"{written}\n\n")
             if readme:
-                write_into(readme, mark, table)
+                write_into(readme, mark, written)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
         render(report, Console())
         held = [criterion.check(report) for criterion in wanted]
         for outcome in held:
-            sys.stdout.write(f"{'holds' if outcome.held else 'FAILS'}: {outcome.text}\n")
+            sys.stdout.write(f"{outcome.line}\n")
         if out:
             sys.stdout.write(f"report in {out}\n")
         if plots:

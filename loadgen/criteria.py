@@ -52,6 +52,11 @@ class Outcome:
     measured: float | None
     text: str
 
+    @property
+    def line(self) -> str:
+        """The verdict as commands print it."""
+        return f"{'holds' if self.held else 'FAILS'}: {self.text}"
+
 
 @dataclass(frozen=True, slots=True)
 class Criterion:

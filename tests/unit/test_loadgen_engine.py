@@ -10,6 +10,7 @@ from rich.console import Console
 from loadgen import bench, cache, slo
 from loadgen.display import PlainDisplay, Recent, line_of
 from loadgen.load import Load
+from loadgen.readme import write_into
 from loadgen.recording import Recording, Sample, Tally
 from loadgen.report import Counted, Reconciliation, Report
 from loadgen.server_metrics import FEEDBACK, REQUESTS, Settling, parse, reconcile
@@ -321,11 +322,11 @@ class TestBench:
         document = tmp_path / "README.md"
         document.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n")
 
-        bench.write_into(document, "a", "| new |")
+        write_into(document, "a", "| new |")
 
         assert document.read_text() == "before\n<!-- a -->\n| new |\n<!-- /a -->\nafter\n"
         with pytest.raises(ValueError, match="no <!-- b -->"):
-            bench.write_into(document, "b", "| new |")
+            write_into(document, "b", "| new |")
 
     def test_every_row_reads_its_figure(self):
         made = report([{"hit-redis": [4.0], "miss": [100.0], "feedback": [9.0]}]).model_dump_json()
