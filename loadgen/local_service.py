@@ -3,16 +3,25 @@
 Used as its users use it: `intents up` in the background, HTTP, `intents down`. Nothing of it is imported.
 """
 
+import copy
+import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import psutil
+import yaml
 
 from loadgen.load import LoadError
+from loadgen.machine import ROOT
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
@@ -20,10 +29,14 @@ STEERING = ("RAY_", "REDIS_", "FEEDBACK_REDIS_", "CACHE_", "ENABLE_CACHING", "MO
 
 
 class LocalService:
-    """Starts on entry, stops on exit; the user's own data and state stay untouched."""
+    """Starts on entry, stops on exit; the user's own data and state stay untouched.
 
-    def __init__(self, port: int = 8000) -> None:
+    `config` is a Serve configuration; the shipped one when None.
+    """
+
+    def __init__(self, port: int = 8000, config: Mapping[str, Any] | None = None) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self.config = config
         self.started_in_s = 0.0
         self._port = port
         self._folder = tempfile.TemporaryDirectory(prefix="intents-")
@@ -31,7 +44,8 @@ class LocalService:
     def __enter__(self) -> Self:
         started_s = time.monotonic()
         try:
-            self._intents("up", "--detach", "--port", str(self._port), timeout_s=START_TIMEOUT_S)
+            chosen = () if self.config is None else ("--config", str(self._written(self.config)))
+            self._intents("up", "--detach", "--port", str(self._port), *chosen, timeout_s=START_TIMEOUT_S)
         except BaseException:
             self._stop()
             raise
@@ -42,6 +56,17 @@ class LocalService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+
+    def _written(self, config: Mapping[str, Any]) -> Path:
+        path = Path(self._folder.name) / "serve_config.yaml"
+        path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        return path
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the running service: its supervisor and what descends from it."""
+        state = json.loads((Path(self._folder.name) / "state" / "intentgraph" / "state.json").read_text())
+        supervisor = psutil.Process(state["supervisor"]["pid"])
+        return [supervisor, *supervisor.children(recursive=True)]
 
     def _stop(self) -> None:
         """Stop the service; that it did not is told, and hides no other error and no figure."""
@@ -68,6 +93,59 @@ class LocalService:
             raise LoadError(f"`intents {arguments[0]}` did not end within {timeout_s:g} s") from None
         if result.returncode:
             raise LoadError(f"`intents {arguments[0]}` failed: {result.stderr.strip() or result.stdout.strip()}")
+
+
+@contextmanager
+def started_or(target: str | None) -> Iterator[tuple[str, LocalService | None]]:
+    """The address of the service at `target`, or of one started here with one model replica, and that one.
+
+    Raises:
+        LoadError: it does not start.
+    """
+    if target:
+        yield target, None
+        return
+    sys.stderr.write("starting the service with one model replica\n")
+    with LocalService(config=one_model_replica(shipped_config())) as service:
+        sys.stderr.write(f"it answers after {service.started_in_s:.1f} s\n")
+        yield service.url, service
+
+
+def shipped_config() -> dict[str, Any]:
+    """The Serve configuration of this checkout.
+
+    Raises:
+        LoadError: this is no checkout.
+    """
+    path = ROOT / "serve_config.yaml"
+    if not path.is_file():
+        raise LoadError(f"{path} is missing: run this in a checkout, or name a running service with --target")
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config
+
+
+def one_model_replica(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same configuration with a single model replica that stays single: what one does is the measure of all."""
+    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    model = _model(changed)
+    if scaling := model.get("autoscaling_config"):
+        scaling.pop("initial_replicas", None)
+        scaling |= {"min_replicas": 1, "max_replicas": 1}
+    else:
+        model["num_replicas"] = 1
+    return changed
+
+
+def model_threads(config: Mapping[str, Any]) -> int:
+    """Threads of a model replica's forward pass: its CPUs rounded up."""
+    options: dict[str, float] = _model(config).get("ray_actor_options", {})
+    return math.ceil(options.get("num_cpus", 1))
+
+
+def _model(config: Mapping[str, Any]) -> dict[str, Any]:
+    deployments = (each for application in config["applications"] for each in application["deployments"])
+    model: dict[str, Any] = next(each for each in deployments if each["name"] == "Model")
+    return model
 
 
 def _plain_environment() -> dict[str, str]:

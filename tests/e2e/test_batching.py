@@ -1,0 +1,32 @@
+"""The batching benchmark against the real service: its figures come from there and from the same model without it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service import Service
+
+
+def test_throughput_is_held_against_the_bare_forward_pass_of_the_runtime_in_service(service: Service, tmp_path: Path):
+    """Short; what the figures must reach is for a quiet machine to show."""
+    out = tmp_path / "batching.json"
+    command = [sys.executable, "-m", "loadgen.batching", "--target", service.url, "--threads", "1", "--out", str(out)]
+    command += ["--connections", "8", "--held-against", "8", "--duration", "2", "--warmup", "0.5"]
+    command += ["--mixed-texts", "8", "--mixed-rounds", "1"]
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    found = json.loads(out.read_text())
+    (level,) = found["levels"]
+    assert result.returncode == ("FAILS" in result.stdout or "INVALID" in result.stdout), result.stderr
+    assert found["bare"]["runtime"] in service.get("/metrics").body.decode()
+    assert len(found["bare"]["texts_per_s"]) == 2
+    assert 1 < level["mean_batch"] <= 8
+    assert level["answered_per_s"] == pytest.approx(
+        found["bare"]["texts_per_s"][0], rel=0.95
+    )  # of one order of magnitude: the same texts by the same model
+    assert "8 connections: " in result.stdout
+    assert found["mixed"]["random_s"][0] > 0
