@@ -136,3 +136,40 @@ def test_slo_finds_a_rate_that_holds(start_stub: StartStub):
     assert (lenient.returncode, strict.returncode) == (0, 1)
     assert "60.0/s, goodput" in lenient.stdout
     assert "does not hold even at 40/s" in strict.stdout
+
+
+def test_an_overload_is_told_by_phase_with_a_verdict_for_each_promise(start_stub: StartStub, tmp_path: Path):
+    """A stub that refuses every hundredth call was never normal, so it does not come back either: exit code 1."""
+    url, _ = start_stub("--shed-every", "100")
+    out = tmp_path / "overload.json"
+    command = [sys.executable, "-m", "loadgen.overload", "--target", url, "--rate", "100", "--max-lag-ms", "1000"]
+    command += ["--duration", "3", "--calm", "3", "--out", str(out)]
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    phases = json.loads(out.read_text())["phases"]
+    assert result.returncode == 1, result.stderr
+    assert phases["overload"]["answered_per_s"] > 1.5 * phases["before"]["answered_per_s"]
+    assert phases["overload"]["failed"].keys() == {"shed"}
+    assert "holds: the rest is refused with 429" in result.stdout
+    assert "FAILS: back to normal" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["batching", "overload"])
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--target", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
+        (["--duration", "0"], "_s is 0"),
+        (["--readme", "/no/such/README.md"], "/no/such/README.md"),
+    ],
+)
+def test_the_other_commands_complain_alike(command: str, arguments: list[str], complaint: str):
+    """Before anything is started or sent."""
+    line = [sys.executable, "-m", f"loadgen.{command}", *arguments]
+
+    result = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+    assert result.returncode == 2
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
