@@ -32,6 +32,8 @@ SCORE_DECIMALS = 6
 WARM_UP_TOKENS = 16
 WARM_UP_BATCH = 32
 WARM_UP_ROUNDS = 3
+MIN_OVERHEAD_TOKENS = 16
+"""Measured on a busy machine it may come out as nothing, and then only equal lengths would share a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,8 @@ class Classifier:
         one_s, many_s = (self._pass_s([tokens] * count) for count in (1, WARM_UP_BATCH))
         length = len(tokens.ids)
         token_s = max(many_s - one_s, 0.1 * many_s) / (length * (WARM_UP_BATCH - 1))
-        return PassCost(length * WARM_UP_BATCH / many_s, overhead_tokens=max(0, round(one_s / token_s) - length))
+        overhead = max(MIN_OVERHEAD_TOKENS, round(one_s / token_s) - length)
+        return PassCost(length * WARM_UP_BATCH / many_s, overhead)
 
     def _pass_s(self, batch: Sequence[Tokens]) -> float:
         """Seconds of a forward pass: the best of some, since whatever disturbs one makes it longer."""

@@ -2,11 +2,12 @@
 
 import re
 import shlex
+from types import ModuleType
 
 import pytest
 import typer
 
-from loadgen import bench, cache
+from loadgen import batching, bench, cache, overload
 from loadgen.cli import app
 from tests.contract.test_readme_tables import README, rows
 
@@ -54,3 +55,14 @@ def test_a_command_of_the_readme_is_one_the_load_generator_takes(command: str):
 def test_such_commands_are_found():
     """Or the test above tests nothing."""
     assert len(LOADGEN_COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", [batching, overload], ids=lambda module: module.MARK)
+def test_the_tables_of_dynamic_batching_are_those_its_commands_write(command: ModuleType):
+    """Machine and day first, then the table, then a verdict on each promise."""
+    written = README.partition(f"<!-- {command.MARK} -->")[2].partition(f"<!-- /{command.MARK} -->")[0]
+    lines = written.strip().splitlines()
+
+    assert re.match(r"\d{4}-\d\d-\d\d, .+, \d+ cores, .*`python -m loadgen\." + command.MARK, lines[0])
+    assert lines[2] == f"| {' | '.join(command.HEAD)} |"
+    assert sum(line.startswith(("- holds: ", "- FAILS: ")) for line in lines) >= 4
