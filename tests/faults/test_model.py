@@ -39,6 +39,7 @@ def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path
     application["args"]["model_artifact"] = str(poisoned_artifact(tmp_path))
     application["args"]["max_queue_ms"] = 10_000  # looking for the text at fault slows its neighbours; none is refused
     for deployment in application["deployments"]:
+        deployment.pop("autoscaling_config", None)
         deployment["num_replicas"] = 1
     poisoned["applications"].append(application)
     url = f"{service.url}/poisoned"
