@@ -96,8 +96,10 @@ class LocalService:
 
 
 @contextmanager
-def started_or(target: str | None) -> Iterator[tuple[str, LocalService | None]]:
+def started_or(target: str | None, **settings: object) -> Iterator[tuple[str, LocalService | None]]:
     """The address of the service at `target`, or of one started here with one model replica, and that one.
+
+    `settings` are what the one started here has beside the shipped configuration's.
 
     Raises:
         LoadError: it does not start.
@@ -106,7 +108,10 @@ def started_or(target: str | None) -> Iterator[tuple[str, LocalService | None]]:
         yield target, None
         return
     sys.stderr.write("starting the service with one model replica\n")
-    with LocalService(config=one_model_replica(shipped_config())) as service:
+    config = one_model_replica(shipped_config())
+    for application in config["applications"]:
+        application["args"] = (application.get("args") or {}) | settings
+    with LocalService(config=config) as service:
         sys.stderr.write(f"it answers after {service.started_in_s:.1f} s\n")
         yield service.url, service
 
