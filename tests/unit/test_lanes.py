@@ -80,17 +80,27 @@ async def test_a_large_request_keeps_no_small_one_waiting():
 @settings(deadline=None, max_examples=20)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40))
 def test_calls_are_bounded_in_bytes(lengths: list[int]):
-    """Whatever the texts, a call has at most 1 MiB of them unless a single one has more; the answer is in order."""
+    """Whatever the texts, requests that share a call have at most 1 MiB of them, unless a single one has more."""
     unit = "x" * (MAX_CALL_BYTES // 40)  # ten of them, at four bytes a character, make a call
-    texts = [unit * length for length in lengths]
     wire = Wire()
 
-    answers = asyncio.run(lanes_of(wire, max_in_flight=100).submit(texts, timeout_s=60))
+    async def answers() -> list[list[str]]:
+        lane = lanes_of(wire, max_in_flight=1)
+        return await asyncio.gather(*(lane.submit([unit * length], timeout_s=60) for length in lengths))
 
-    assert [len(answer) for answer in answers] == [len(text) for text in texts]
+    assert [len(answer) for (answer,) in asyncio.run(answers())] == [len(unit) * length for length in lengths]
     for call in wire.calls:
-        sizes = [lanes.utf8_bytes(text) for request in call for text in request]
-        assert sum(sizes) <= MAX_CALL_BYTES or len(sizes) == 1
+        assert sum(lanes.utf8_bytes(text) for (text,) in call) <= MAX_CALL_BYTES or len(call) == 1
+
+
+async def test_a_large_request_is_never_cut():
+    """Its parts would wait for one another, and be refused for it."""
+    texts = ["x" * 5000] * 100
+    wire = Wire()
+
+    await lanes_of(wire).submit(texts, timeout_s=60)
+
+    assert wire.calls == [[texts]]
 
 
 async def test_a_caller_who_leaves_takes_its_request_along():
