@@ -27,7 +27,7 @@ def test_the_service_takes_a_newly_trained_artifact_by_one_setting(
     (application,) = config["applications"]
 
     with Traffic(service) as traffic:
-        application["args"] |= {"model_artifact": str(artifact.folder), "cache_ttl": 1800}
+        application["args"] |= {"model_artifact": str(artifact.folder), "cache_ttl": 1800, "runtime": "torch"}
         roll_over(service, tmp_path, config)
         types = service.get(f"{API}/types").json()
         known, unknown = (service.classify(text).json() for text in ("hello my friend", "zebras 4 on mars"))
@@ -36,7 +36,8 @@ def test_the_service_takes_a_newly_trained_artifact_by_one_setting(
         ).json()
         corrected = service.classify("howdy").json()
         stats = service.stats()
-        del application["args"]["model_artifact"], application["args"]["cache_ttl"]
+        for setting in ("model_artifact", "cache_ttl", "runtime"):
+            del application["args"][setting]
         roll_over(service, tmp_path, config)
 
     assert [intent["name"] for intent in types["intents"]] == ["greeting", "sum", "out_of_scope"]

@@ -117,7 +117,7 @@ def test_compare_holds_two_reports_against_each_other(start_stub: StartStub, tmp
     url, _ = start_stub()
     reports = [tmp_path / "a.json", tmp_path / "b.json"]
     for out in reports:
-        assert loadgen("--target", url, *SHORT, "--duration", "6", "--out", str(out)).returncode == 0
+        assert loadgen("--target", url, *SHORT, "--duration", "3", "--out", str(out)).returncode == 0
 
     result = loadgen("compare", *map(str, reports))
 
