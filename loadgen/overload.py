@@ -329,9 +329,9 @@ def recovery_s(after: Sequence[Window], normal_ms: float) -> float | None:
         and p99 <= normal_ms
         for window in after
     ]
-    for number, window in enumerate(after):
+    for number in range(len(after) - CALM_WINDOWS + 1):
         if all(calm[number : number + CALM_WINDOWS]):
-            return window.start_s - after[0].start_s
+            return after[number].start_s - after[0].start_s
     return None
 
 

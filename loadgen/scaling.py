@@ -20,14 +20,16 @@ from typing import Annotated, Any, Self
 import typer
 from rich.console import Console
 
-from loadgen.cli import DEFAULT_URL, NOT_BELIEVED, built, clear_errors, examples, run_app
+from loadgen.cli import DEFAULT_URL, INTERRUPTED, NOT_BELIEVED, built, clear_errors, examples, run_app
 from loadgen.display import Display, View, display_for
 from loadgen.distribution import Distribution
 from loadgen.load import Load, LoadError
+from loadgen.readme import check_marks, stamp, table, write_into
 from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, Report, Window
 from loadgen.run import measure
 from loadgen.traffic import Traffic
 
+MARK = "scaling"
 DASHBOARD_PATH = "/api/serve/applications/"
 POLL_S = 0.5
 TIMEOUT_S = 5.0
@@ -141,19 +143,13 @@ def _between(counts: Iterable[int]) -> str:
 
 def markdown(report: Report, seen: Sequence[Seen], every_s: float) -> str:
     """The table with what it was measured on and by."""
-    at = report.machine
     failures = "".join(f"; {count}x {detail}" for detail, count in report.failures.items())
     doubts = "".join(f" **Invalid**: {doubt}." for doubt in report.invalid_because)
     what = (
-        f"{report.started_at[:10]}, {at.processor}, {at.cores} cores, `{report.command}`: "
+        f"{stamp()}; service, stores and load generator share it. `{report.command}`: "
         f"{sum(report.calls.values()):,} calls, {report.error_rate:.2%} failed{failures}.{doubts}"
     )
-    table = [HEAD, ["--:"] * len(HEAD), *rows(report, seen, every_s)]
-    return "\n".join([
-        what,
-        "",
-        *("| " + " | ".join(row) + " |" for row in table),
-    ])  # fmt: skip
+    return f"{what}\n\n{table(HEAD, rows(report, seen, every_s))}"
 
 
 app = typer.Typer(
@@ -175,13 +171,16 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
     rate: Annotated[float, typer.Option(help="Calls a second of the busy quarter.")] = 150.0,
     from_rate: Annotated[float, typer.Option(help="Calls a second of the quiet rest.")] = 10.0,
     duration: Annotated[float, typer.Option(help="Seconds measured.")] = 200.0,
-    every: Annotated[float, typer.Option(help="Seconds of a row.")] = 10.0,
+    every: Annotated[float, typer.Option(min=1, help="Seconds of a row.")] = 10.0,
     lengths: Annotated[str, typer.Option(help="Mix of texts, words:share.")] = "12:1",
     max_lag_ms: Annotated[float, typer.Option(help="Invalid when the p99 of the send lag is over it.")] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="Also put the table into this file, between its marks.")] = None,
 ) -> None:
     """Put a pulse of load on a service and show how many replicas served it."""
     with clear_errors():
+        if readme:
+            check_marks(readme, MARK)
         traffic = built(
             Traffic,
             arrivals="pulse",
@@ -197,7 +196,12 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
             report = measure(load, watch)
         if out:
             report.write(out)
-    sys.stdout.write(markdown(report, watch.seen, every) + "\n")
+        found = markdown(report, watch.seen, every)
+        if readme and report.ended == "complete":
+            write_into(readme, MARK, found)
+    sys.stdout.write(found + "\n")
+    if report.ended == "interrupted":
+        sys.exit(INTERRUPTED)
     sys.exit(0 if report.valid and report.ended == "complete" else NOT_BELIEVED)
 
 

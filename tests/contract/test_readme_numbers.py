@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import typer
 
-from loadgen import batching, bench, cache, overload
+from loadgen import batching, bench, cache, overload, scaling
 from loadgen.cli import app
 from tests.contract.test_readme_tables import README, rows
 
@@ -60,9 +60,26 @@ def test_such_commands_are_found():
 @pytest.mark.parametrize("command", [batching, overload], ids=lambda module: module.MARK)
 def test_the_tables_of_dynamic_batching_are_those_its_commands_write(command: ModuleType):
     """Machine and day first, then the table, then a verdict on each promise."""
-    written = README.partition(f"<!-- {command.MARK} -->")[2].partition(f"<!-- /{command.MARK} -->")[0]
-    lines = written.strip().splitlines()
+    lines = written(command)
 
-    assert re.match(r"\d{4}-\d\d-\d\d, .+, \d+ cores, .*`python -m loadgen\." + command.MARK, lines[0])
     assert lines[2] == f"| {' | '.join(command.HEAD)} |"
     assert sum(line.startswith(("- holds: ", "- FAILS: ")) for line in lines) >= 4
+
+
+def test_the_table_of_replicas_over_time_is_that_of_a_pulse():
+    """Fewest before and after the load, more under it."""
+    _, _, head, _, *stretches = written(scaling)
+    replicas = [int(row.split(" | ")[2].split(" → ")[-1]) for row in stretches]
+
+    assert head == f"| {' | '.join(scaling.HEAD)} |"
+    assert replicas[0] == replicas[-1] == min(replicas) < max(replicas)
+
+
+def written(command: ModuleType) -> list[str]:
+    """What a command wrote into the README, in lines; the first names day, machine and command."""
+    lines = (
+        README.partition(f"<!-- {command.MARK} -->")[2].partition(f"<!-- /{command.MARK} -->")[0].strip().splitlines()
+    )
+
+    assert re.match(r"\d{4}-\d\d-\d\d, .+, \d+ cores, .*`python -m loadgen\." + command.MARK, lines[0])
+    return lines

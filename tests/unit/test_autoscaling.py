@@ -131,6 +131,7 @@ def test_nothing_is_taken_away_while_a_replica_is_silent():
 def test_replicas_that_are_starting_count_as_decided():
     """The backlog of the one that runs asks for two, and two there will be: no third."""
     assert wanted(Told(1_000, 1.0), target=2) == 2
+    assert wanted(Told(60, 1.0), target=3) == 3
     assert wanted(Told(40, 1.0), target=2) == 2
 
 

@@ -88,6 +88,12 @@ class TestRecovery:
         assert recovery_s(slow, normal_ms=25.0) is None
         assert recovery_s(refused, normal_ms=25.0) is None
 
+    def test_one_normal_second_at_the_end_is_not_yet_a_return(self):
+        """It takes two in a row."""
+        after = [window(n, miss=[90.0]) for n in range(2)] + [window(2, miss=[20.0])]
+
+        assert recovery_s(after, normal_ms=25.0) is None
+
     def test_one_normal_second_between_others_is_luck(self):
         fast, slow = {"miss": [20.0] * 9}, {"miss": [90.0] * 9}
         after = [window(number, **series) for number, series in enumerate([fast, slow, fast, fast])]
