@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,9 @@ class LocalService:
         self.config = config
         self.started_in_s = 0.0
         self._port = port
-        self._folder = tempfile.TemporaryDirectory(prefix="intents-")
+        self._folder = Path(
+            tempfile.mkdtemp(prefix="intents-")
+        )  # not one that goes by itself: a service may still run on it
 
     def __enter__(self) -> Self:
         started_s = time.monotonic()
@@ -58,13 +61,13 @@ class LocalService:
         self._stop()
 
     def _written(self, config: Mapping[str, Any]) -> Path:
-        path = Path(self._folder.name) / "serve_config.yaml"
+        path = self._folder / "serve_config.yaml"
         path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         return path
 
     def processes(self) -> list[psutil.Process]:
         """Every process of the running service: its supervisor and what descends from it."""
-        state = json.loads((Path(self._folder.name) / "state" / "intentgraph" / "state.json").read_text())
+        state = json.loads((self._folder / "state" / "intentgraph" / "state.json").read_text())
         supervisor = psutil.Process(state["supervisor"]["pid"])
         return [supervisor, *supervisor.children(recursive=True)]
 
@@ -73,12 +76,12 @@ class LocalService:
         try:
             self._intents("down", timeout_s=STOP_TIMEOUT_S)
         except LoadError as error:
-            sys.stderr.write(f"{error}; its state is in {self._folder.name}/state\n")
+            sys.stderr.write(f"{error}; its state is in {self._folder}/state\n")
         else:
-            self._folder.cleanup()
+            shutil.rmtree(self._folder)
 
     def _intents(self, *arguments: str, timeout_s: float) -> None:
-        folder = self._folder.name
+        folder = self._folder
         try:
             result = subprocess.run(  # noqa: S603 — the command is our own
                 [Path(sys.executable).parent / "intents", *arguments],
