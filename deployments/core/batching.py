@@ -60,7 +60,7 @@ class Batcher(Generic[T, P, R]):
         tokens: The length of a prepared item, in tokens.
         run: Answers a batch, one for one and in order. Like `prepare` it may raise anything: it is then called again
             with each half of the items, until the one at fault fails alone. So it must be safe to repeat.
-        prepare_executor: Runs `prepare`; one thread. Both executors stay the caller's to shut down, after `close`.
+        prepare_executor: Runs `prepare`; one thread. Both executors stay the caller's to shut down.
         run_executor: Runs `run`; one thread, another one.
         limits: What a batch and the queue may cost.
         metrics: Where batches, waits and dropped texts are counted.
@@ -96,7 +96,6 @@ class Batcher(Generic[T, P, R]):
         self._clock = clock
         self._worker: asyncio.Task[None] | None = None
         self._busy = BusyShare(clock)
-        self._closed = False
 
     @property
     def waiting_texts(self) -> int:
@@ -127,7 +126,7 @@ class Batcher(Generic[T, P, R]):
 
             - `Overloaded` (429) for all of them when the queue has no room,
             - `DeadlineExceeded` (503) for those not answered in time,
-            - `Unavailable` (503) when the batcher is closed or an executor takes no work,
+            - `Unavailable` (503) when an executor takes no work,
             - `Internal` (500) for a text at which `prepare` or `run` raises; the log has the stack.
         """
         if not texts:
@@ -150,23 +149,13 @@ class Batcher(Generic[T, P, R]):
             self._show_queue()
         return call.outcomes()
 
-    async def close(self) -> None:
-        """Refuse what comes, fail what waits with `Unavailable` (503), return when the running batch is answered."""
-        self._closed = True
-        for ticket in self._scheduler.withdraw_all():
-            ticket.call.settle(ticket.index, _closed())
-        if self._worker:
-            await asyncio.wait({self._worker})
-
     async def _enter(self, call: "_Call[R]", texts: Sequence[T], timeout_s: float) -> None:
         """Prepare texts and queue them; one that cannot be prepared is settled at once.
 
         Raises:
             Overloaded: the queue has no room.
-            Unavailable: the batcher is closed.
         """
         arrived_s = self._clock()
-        self._require_open()
         self._scheduler.require_room(
             len(texts), arrived_s
         )  # a text is a token at least: a full queue refuses before tokenising
@@ -176,7 +165,6 @@ class Batcher(Generic[T, P, R]):
                 call.settle(index, outcome)
             else:
                 tickets.append(Ticket(call, index, *outcome, arrived_s))
-        self._require_open()  # it may have closed meanwhile
         self._scheduler.admit(call, tickets, now_s=self._clock(), deadline_s=arrived_s + timeout_s)
         self._wake()
         self._show_queue()
@@ -187,10 +175,6 @@ class Batcher(Generic[T, P, R]):
         for start in range(0, len(texts), self._prepare_slice):
             outcomes += await self._prepare.submit(texts[start : start + self._prepare_slice])
         return outcomes
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise _closed()
 
     def _show_queue(self) -> None:
         self._metrics.record(QUEUE_TOKENS, self._scheduler.tokens)
@@ -350,7 +334,3 @@ def _withheld(error: BaseException) -> Exception:
 
 def _late(after_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(f"no answer within {after_s:.3g} s")
-
-
-def _closed() -> Unavailable:
-    return Unavailable("the model replica is stopping; retry")

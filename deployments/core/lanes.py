@@ -3,7 +3,7 @@
 A call to another process costs the same whatever it carries, so small requests share calls. Each keeps its texts and
 its time, for the model is fair by request: what travels together is neither served nor refused together. But a call
 ends with the last of its answers, so a large request has a call of its own, in a lane of its own: nobody else waits
-for its end.
+for its end. Who leaves a call that others share takes nothing out of it: up to four texts are then computed for nobody.
 """
 
 import asyncio

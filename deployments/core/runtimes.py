@@ -74,7 +74,7 @@ def load_runtime(
     Raises:
         ArtifactError: The encoder is missing or is not the one the weights were trained on, or the weights do not fit
             the labels.
-        StartupError: There is no such combination of device, runtime and precision, or the export failed.
+        StartupError: There is no such device, or combination of it with runtime and precision, or the export failed.
     """
     place = _place(device)
     ways = _ways(place, runtime, precision)
@@ -95,13 +95,19 @@ def load_way(artifact: Artifact, way: Way, *, place: Place, threads: int | None)
 
 
 def _place(device: Device) -> Place:
-    if device != "auto":
-        return device
-    if not Path("/proc/driver/nvidia").exists():  # importing torch to ask takes two seconds and 300 MB
+    if device == "cpu":
+        return "cpu"
+    if device == "auto" and not Path("/proc/driver/nvidia").exists():  # importing torch to ask takes 2 s and 300 MB
         return "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise StartupError(
+            "device is cuda and torch sees none: give the replica a GPU (`num_gpus`) and torch's CUDA build"
+        )
+    return "cpu"
 
 
 def _ways(place: Place, runtime: RuntimeName, precision: Precision) -> tuple[Way, ...]:

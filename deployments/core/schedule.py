@@ -152,10 +152,6 @@ class Scheduler(Generic[C, P]):
         line = self._rotation.get(call)
         return self._take(list(line.tickets.values())) if line else []
 
-    def withdraw_all(self) -> list[Ticket[C, P]]:
-        """Take out everything."""
-        return [ticket for call in list(self._rotation) for ticket in self.withdraw(call)]
-
     def next_batch(self, now_s: float) -> tuple[list[Ticket[C, P]], list[Ticket[C, P]]]:
         """Take out the next batch, lead first, and beforehand everything whose deadline has come.
 

@@ -144,7 +144,7 @@ class IntentService:
         """Classify valid texts; all of them or none.
 
         Raises:
-            Overloaded: the model's queue is full (429).
+            Overloaded: the model has no time or no room for it (429).
             Unavailable: no model answered (503).
             DeadlineExceeded: not within `timeout_s`, or the setting's `request_timeout_s` (503).
             Internal: the model failed on a text (500).
@@ -153,14 +153,16 @@ class IntentService:
         limit_s = min(timeout_s or self._settings.request_timeout_s, self._settings.request_timeout_s)
         try:
             async with _deadline(limit_s):
-                answers = await self._classify(texts, policy or CachePolicy(), scores=scores, limit_s=limit_s)
+                answers = await self._classify(
+                    texts, policy or CachePolicy(), scores=scores, leaves_s=started + limit_s
+                )
         except Exception as error:
             self._metrics.record(metrics.REQUESTS, len(texts), status=_request_status(error))
             raise
         self._count(answers, self._clock() - started)
         return answers
 
-    async def _classify(self, texts: Sequence[str], policy: CachePolicy, *, scores: bool, limit_s: float) -> Answers:
+    async def _classify(self, texts: Sequence[str], policy: CachePolicy, *, scores: bool, leaves_s: float) -> Answers:
         stages = Stages(self._clock)
         reads = policy.read and self._settings.enable_caching
         corrections = [self._correction(text) if reads else None for text in texts]
@@ -172,7 +174,7 @@ class IntentService:
         fresh: dict[str, Prediction] = {}
         if missing := {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}:
             with stages.measure("model"):
-                fresh = await self._predict(missing, limit_s)
+                fresh = await self._predict(missing, leaves_s - self._clock())
         if policy.write and self._settings.enable_caching:
             self._keep(fresh)
         predictions = kept | fresh
@@ -204,8 +206,8 @@ class IntentService:
         found = await self._parts.look_up(unique)
         return {key: prediction for key, prediction in zip(unique, found, strict=True) if prediction}
 
-    async def _predict(self, missing: Mapping[str, str], limit_s: float) -> dict[str, Prediction]:
-        outcomes = await self._parts.predict(list(missing.values()), limit_s)
+    async def _predict(self, missing: Mapping[str, str], timeout_s: float) -> dict[str, Prediction]:
+        outcomes = await self._parts.predict(list(missing.values()), timeout_s)
         predictions = {}
         for key, outcome in zip(missing, outcomes, strict=True):
             if isinstance(outcome, IntentGraphError):

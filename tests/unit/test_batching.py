@@ -339,7 +339,7 @@ async def test_cancelled_call_withdraws_its_texts():
 
 
 async def test_every_text_without_an_answer_is_counted_once():
-    """One text fails before its caller leaves, another is left by its caller, a third waits when the batcher closes."""
+    """One text fails before its caller leaves, another is left by its caller; those answered count for nothing."""
     model, forward, records = Model(), Held(), Records()
     lengths = {"a": 1, "b": 1}
     batcher = batcher_of(model, run_executor=forward, tokens=lengths.__getitem__, metrics=records)
@@ -350,12 +350,11 @@ async def test_every_text_without_an_answer_is_counted_once():
     await until(lambda: batcher.waiting_texts == 2)
     leaving.cancel()
     await until(leaving.done)
-    closing = asyncio.ensure_future(batcher.close())
-    await waiting
     await forward.run_next()
-    await asyncio.gather(running, closing)
+    await forward.run_next()
+    await asyncio.gather(running, waiting)
 
-    assert records.dropped() == {"cancelled": 1, "failed": 1, "unavailable": 1}
+    assert records.dropped() == {"cancelled": 1, "failed": 1}
 
 
 async def test_what_comes_while_the_tokeniser_is_busy_is_tokenised_together():
@@ -461,42 +460,17 @@ async def test_refusal_leaves_a_settled_text_alone():
         assert await call == ["WAITING"]
 
 
-async def test_close_fails_what_waits_and_answers_what_runs():
-    """Closing fails waiting texts as unavailable, lets the running batch end, and refuses what comes after."""
-    model, forward, tokeniser = Model(), Held(), Held()
-    batcher = batcher_of(model, run_executor=forward, prepare_executor=tokeniser)
-    running = submit(batcher, "a")
-    await tokeniser.run_next()
-    await until(lambda: forward.jobs)
-    waiting = submit(batcher, "b")
-    await tokeniser.run_next()
-    await until(lambda: batcher.waiting_texts == 1)
-    preparing = submit(batcher, "c")
-    await until(lambda: tokeniser.jobs)
-
-    closing = asyncio.ensure_future(batcher.close())
-    assert kinds(await waiting) == [Unavailable]
-    assert not closing.done()
-    await tokeniser.run_next()
-    await forward.run_next()
-    await closing
-
-    assert await running == ["A"]
-    assert kinds(await preparing) == [Unavailable]
-    assert kinds(await batcher.submit(["d"], timeout_s=60)) == [Unavailable]
-    assert model.batches == [["a"]]
-    await batcher.close()
-
-
 @pytest.mark.parametrize("stage", ["prepare_executor", "run_executor"])
 async def test_executor_shut_down_is_unavailable(stage: str):
     """An executor that takes no more work fails texts as unavailable, again and again, and hangs nobody."""
     gone = ThreadPoolExecutor(1)
     gone.shutdown()
-    batcher = batcher_of(Model(), **{stage: gone})
+    records = Records()
+    batcher = batcher_of(Model(), **{stage: gone}, metrics=records)
 
     for _ in range(2):
         assert kinds(await batcher.submit(["a", "b"], timeout_s=60)) == [Unavailable, Unavailable]
+    assert records.dropped() == {"unavailable": 4}
 
 
 @pytest.mark.parametrize("stage", ["prepare_executor", "run_executor"])
@@ -656,7 +630,6 @@ async def test_on_real_threads():
         batcher = batcher_of(model, prepare_executor=tokeniser, run_executor=forward, limits=limits)
 
         outcomes = await asyncio.gather(*(submit(batcher, f"text {i}", f"more {i}") for i in range(300)))
-        await batcher.close()
 
     assert [kinds(call) for call in outcomes] == [
         [Internal if i == 13 else f"TEXT {i}", f"MORE {i}"] for i in range(300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,10 @@ import torch
 
 from deployments.core import onnx_export, speed_trial
 from deployments.core.artifact import DEFAULT_ARTIFACT, Artifact
-from deployments.core.classifier import MIN_OVERHEAD_TOKENS, Classifier, pad, softmax
+from deployments.core.classifier import Classifier, pad, softmax
 from deployments.core.encoder import load_network
 from deployments.core.errors import StartupError
-from deployments.core.runtimes import AUTOMATIC, WAYS, Way, _ways, load_way
+from deployments.core.runtimes import AUTOMATIC, WAYS, Way, _ways, load_runtime, load_way
 from deployments.core.torch_runtime import TorchRuntime
 
 if TYPE_CHECKING:
@@ -143,11 +144,27 @@ def test_a_length_is_rounded_up_to_its_bucket(length: int, bucketed: int):
 
 
 def test_the_cost_of_a_pass_is_measured(reference: Classifier):
-    """A pass of one text takes longer than its share of a full one: that is the overhead, in tokens."""
-    cost = reference.warm_up()
+    """A pass that takes 20 ms and a tenth for each token: its overhead is 200 tokens."""
 
-    assert cost.tokens_per_s > 10
-    assert cost.overhead_tokens >= MIN_OVERHEAD_TOKENS
+    class Sleeps:
+        name = "sleeps"
+
+        def __call__(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+            time.sleep(0.02 + 0.0001 * ids.size)
+            return np.zeros((len(ids), len(ARTIFACT.intents) + len(ARTIFACT.complexity_levels)), np.float32)
+
+    cost = Classifier(ARTIFACT, reference._tokeniser, Sleeps()).warm_up()
+
+    assert cost.overhead_tokens == pytest.approx(200, rel=0.3)
+    assert cost.tokens_per_s == pytest.approx(512 / 0.0712, rel=0.3)
+
+
+def test_a_device_that_is_not_there_is_said():
+    """In words, not as torch's stack: the replica's status shows them."""
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(StartupError, match="device is cuda and torch sees none"):
+        load_runtime(ARTIFACT, device="cuda")
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def test_expected_wait_bounds_the_real_one(
 
 
 def serve_one(scheduler: Scheduler[str, str], now_s: float, overhead: int) -> float:
-    """Serve a batch at 1,000 tokens/s as `batching` does, the end of the one before told first; give its time."""
+    """Take the next batch; give its time at 1,000 tokens/s."""
     batch, _ = scheduler.next_batch(now_s)
     return (sum(ticket.tokens for ticket in batch) + overhead) / 1000 if batch else 0.0
 

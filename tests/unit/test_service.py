@@ -1,6 +1,7 @@
 """The life of a request, with a graph of a few lines."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from deployments.core import metrics
 from deployments.core.contract import FeedbackRecord, PurgeRequest
 from deployments.core.corrections import Correction
-from deployments.core.errors import DeadlineExceeded, Forbidden, InvalidInput, Overloaded, Unavailable
+from deployments.core.errors import DeadlineExceeded, Forbidden, IntentGraphError, InvalidInput, Overloaded, Unavailable
 from deployments.core.feedback_log import LogStats, Receipt
+from deployments.core.prediction import Prediction
 from deployments.core.service import CachePolicy, IntentService
 from deployments.core.settings import Settings
 from deployments.core.text import correction_key
@@ -134,6 +136,25 @@ async def test_a_request_that_takes_too_long_is_ended(parts: FakeParts, counted:
     with pytest.raises(DeadlineExceeded, match=r"0\.01 s"):
         await service.classify(["a"], timeout_s=0.01)
     assert counted.total(metrics.REQUESTS, status="unavailable") == 1
+
+
+async def test_the_model_gets_the_time_that_the_look_up_left(counted: CountingMetrics):
+    """Of ten seconds, three are gone."""
+    now_s, given_s = [100.0], []
+
+    class SlowCache(FakeParts):
+        async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
+            now_s[0] += 3
+            return [None for _ in keys]
+
+        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+            given_s.append(timeout_s)
+            return await super().predict(texts, timeout_s)
+
+    service = IntentService(Settings(request_timeout_s=10), artifact(), SlowCache(), counted, clock=lambda: now_s[0])
+    await service.classify(["a"])
+
+    assert given_s == [7.0]
 
 
 async def test_every_text_is_counted_once_with_its_duration(
