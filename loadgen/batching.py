@@ -19,13 +19,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from loadgen.cli import NOT_BELIEVED, built, clear_errors, examples, run_app
+from loadgen.cli import NOT_BELIEVED, built, check_places, clear_errors, examples, run_app
 from loadgen.criteria import Outcome
 from loadgen.in_order import send_in_order
 from loadgen.load import Load, LoadError
@@ -67,6 +67,7 @@ class Plan(BaseModel):
     duration_s: float = Field(8.0, gt=0)
     warmup_s: float = Field(2.0, ge=0)
     threads: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
     mixed_texts: int = Field(160, ge=0)
     mixed_rounds: int = Field(2, ge=1)
     mixed_callers: int = Field(32, ge=1)
@@ -154,17 +155,17 @@ def run_plan(plan: Plan, url: str, threads: int, tell: Tell) -> Found:
     for connections in plan.connections:
         beside = connections == plan.held_against
         if beside:
-            _measure_bare(bare, tell)
+            _measure_bare(bare, plan.device, tell)
         levels.append(_level(plan, url, connections))
         tell(" | ".join(f"{name} {cell}" for name, cell in zip(HEAD, _row(levels[-1]), strict=True)))
         if beside:
-            _measure_bare(bare, tell)
+            _measure_bare(bare, plan.device, tell)
     mixed = _mixed(plan, url, tell) if plan.mixed_texts else None
     return Found(command=command(), stamp=stamp(), plan=plan, levels=levels, bare=bare, mixed=mixed)
 
 
-def _measure_bare(bare: Bare, tell: Tell) -> None:
-    bare.texts_per_s.append(bare_forward(bare.runtime, bare.threads))
+def _measure_bare(bare: Bare, device: str, tell: Tell) -> None:
+    bare.texts_per_s.append(bare_forward(bare.runtime, bare.threads, device))
     tell(f"bare forward pass, {bare.runtime}, {bare.threads} threads: {bare.texts_per_s[-1]:,.1f} texts/s")
 
 
@@ -200,7 +201,7 @@ def _level(plan: Plan, url: str, connections: int) -> Level:
     )
 
 
-def bare_forward(runtime: str, threads: int) -> float:
+def bare_forward(runtime: str, threads: int, device: str) -> float:
     """Texts a second of the bare forward pass, of texts like those of the levels: `loadgen.model` in its own process.
 
     Raises:
@@ -210,13 +211,16 @@ def bare_forward(runtime: str, threads: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         texts = Path(folder) / "texts.txt"
         texts.write_text("\n".join(_texts(SHORT_TEXTS, BARE_TEXTS)) + "\n", encoding="utf-8")
-        result = subprocess.run(  # noqa: S603 — the command is our own
-            [
-                sys.executable, "-m", "loadgen.model", "--json", f"--runtime={name}", f"--precision={precision}",
-                f"--threads={threads}", f"--batch={BARE_BATCH}", f"--texts={texts}",
-            ],
-            capture_output=True, text=True, timeout=BARE_TIMEOUT_S, check=False,
-        )  # fmt: skip
+        try:
+            result = subprocess.run(  # noqa: S603 — the command is our own
+                [
+                    sys.executable, "-m", "loadgen.model", "--json", f"--runtime={name}", f"--precision={precision}",
+                    f"--threads={threads}", f"--device={device}", f"--batch={BARE_BATCH}", f"--texts={texts}",
+                ],
+                capture_output=True, text=True, timeout=BARE_TIMEOUT_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise LoadError(f"the bare forward pass took over {BARE_TIMEOUT_S:g} s") from None
     if result.returncode:
         raise LoadError(f"the bare forward pass was not measured: {result.stderr.strip()}")
     (done,) = json.loads(result.stdout)["passes"]
@@ -340,6 +344,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of its forward pass; as serve_config.yaml gives them when absent.")
     ] = None,
+    device: Annotated[str, typer.Option(help="Where its model computes, cpu or cuda: the bare pass does too.")] = "cpu",
     connections: Annotated[str, typer.Option(help="Callers of each level, with commas.")] = "1,8,32,128",
     held_against: Annotated[int, typer.Option(help="The level held against the bare forward pass.")] = 32,
     duration: Annotated[float, typer.Option(help="Seconds measured at each level.")] = 8.0,
@@ -351,6 +356,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
 ) -> None:
     """Measure what dynamic batching gives, against the bare forward pass; about four minutes."""
     with clear_errors():
+        check_places(out)
         if readme:
             check_marks(readme, MARK)
         plan: Plan = built(
@@ -360,6 +366,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
             duration_s=duration,
             warmup_s=warmup,
             threads=threads,
+            device=device,
             mixed_texts=mixed_texts,
             mixed_rounds=mixed_rounds,
         )

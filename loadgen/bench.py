@@ -21,7 +21,7 @@ from loadgen.cache import Suite
 from loadgen.cli import clear_errors, examples, run_app
 from loadgen.load import LoadError
 from loadgen.local_service import LocalService
-from loadgen.readme import stamp, table, write_into
+from loadgen.readme import check_marks, stamp, table, write_into
 from loadgen.report import Latency, Report
 
 COMMAND_TIMEOUT_S = 600
@@ -226,6 +226,9 @@ def main(
 ) -> None:
     """Start the service, measure the README's numbers, stop it, and print the tables; about 8 minutes."""
     with clear_errors():
+        if readme:
+            for mark in ("bench", "suite"):
+                check_marks(readme, mark)
         for mark, written in run_bench().items():
             sys.stdout.write(f"{written}\n\n")
             if readme:

@@ -171,7 +171,7 @@ def run(  # noqa: PLR0913, PLR0917 — one parameter for each option
 
     with clear_errors():
         wanted = [criteria.parse(each) for each in assertions or ()]
-        _check_places(out, plots)
+        check_places(out, plots)
         if trace and duration is None:
             duration = trace_length_s(trace, trace_speed)
         traffic = built(
@@ -327,7 +327,7 @@ def clear_errors() -> Iterator[None]:
         fail(str(error))
 
 
-def _check_places(out: Path | None, plots: Path | None) -> None:
+def check_places(out: Path | None, plots: Path | None = None) -> None:
     """Refuse before the run what would lose its report after it."""
     if out and not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.absolute().parent}")

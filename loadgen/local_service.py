@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from loadgen.machine import ROOT
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
+INTERRUPT_TIMEOUT_S = 30
 STEERING = ("RAY_", "REDIS_", "FEEDBACK_REDIS_", "CACHE_", "ENABLE_CACHING", "MODEL_ARTIFACT", "LOG_LEVEL")
 
 
@@ -40,9 +42,8 @@ class LocalService:
         self.config = config
         self.started_in_s = 0.0
         self._port = port
-        self._folder = Path(
-            tempfile.mkdtemp(prefix="intents-")
-        )  # not one that goes by itself: a service may still run on it
+        # Not one that goes by itself: a service that could not be stopped still runs on it.
+        self._folder = Path(tempfile.mkdtemp(prefix="intents-"))
 
     def __enter__(self) -> Self:
         started_s = time.monotonic()
@@ -82,20 +83,32 @@ class LocalService:
 
     def _intents(self, *arguments: str, timeout_s: float) -> None:
         folder = self._folder
-        try:
-            result = subprocess.run(  # noqa: S603 — the command is our own
-                [Path(sys.executable).parent / "intents", *arguments],
-                env=_plain_environment() | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
-                start_new_session=True,  # Ctrl-C is for the measurement, which then stops the service
-                capture_output=True,
-                text=True,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise LoadError(f"`intents {arguments[0]}` did not end within {timeout_s:g} s") from None
-        if result.returncode:
-            raise LoadError(f"`intents {arguments[0]}` failed: {result.stderr.strip() or result.stdout.strip()}")
+        with subprocess.Popen(  # noqa: S603 — the command is our own
+            [Path(sys.executable).parent / "intents", *arguments],
+            env=_plain_environment() | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
+            start_new_session=True,  # Ctrl-C is for the measurement, which then stops the service
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=timeout_s)
+            except BaseException as error:
+                _interrupt(process)
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise LoadError(f"`intents {arguments[0]}` did not end within {timeout_s:g} s") from None
+                raise
+        if process.returncode:
+            raise LoadError(f"`intents {arguments[0]}` failed: {errors.strip() or output.strip()}")
+
+
+def _interrupt(process: "subprocess.Popen[str]") -> None:
+    """End a command as Ctrl-C does: `intents up` then ends what it has started so far."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(INTERRUPT_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 @contextmanager
@@ -108,7 +121,7 @@ def started_or(target: str | None, **settings: object) -> Iterator[tuple[str, Lo
         LoadError: it does not start.
     """
     if target:
-        yield target, None
+        yield target.rstrip("/"), None
         return
     sys.stderr.write("starting the service with one model replica\n")
     config = one_model_replica(shipped_config())
@@ -127,7 +140,9 @@ def shipped_config() -> dict[str, Any]:
     """
     path = ROOT / "serve_config.yaml"
     if not path.is_file():
-        raise LoadError(f"{path} is missing: run this in a checkout, or name a running service with --target")
+        raise LoadError(
+            f"{path} is missing: run this in a checkout, or name a running service with --target (and its --threads)"
+        )
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return config
 

@@ -121,10 +121,10 @@ def run_plan(plan: Plan, tell: Callable[[str], object]) -> Forward:
     peaks: dict[str, float] = {}
     passes: list[Pass] = []
     for way in ways:
+        classifier = _loaded(artifact, way, plan)  # before the peak: its errors are the clear ones
         if plan.texts is None and way[1] not in peaks:
             peaks[way[1]] = matrix_peak(way[1], plan.device, plan.threads)
             tell(f"matrix peak, {way[1]}: {peaks[way[1]]:,.0f} GFLOP/s")
-        classifier = _loaded(artifact, way, plan)
         for batch, batches in _workloads(plan, classifier):
             passes.append(_measured(classifier, batch, batches, sizes, peaks.get(way[1]), plan.seconds))
             tell(_line(passes[-1]))

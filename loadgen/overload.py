@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 
-from loadgen.cli import NOT_BELIEVED, built, clear_errors, examples, run_app
+from loadgen.cli import NOT_BELIEVED, built, check_places, clear_errors, examples, run_app
 from loadgen.criteria import Outcome
 from loadgen.display import Display, SilentDisplay, View, display_for
 from loadgen.distribution import Distribution
@@ -432,6 +432,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
 ) -> None:
     """Send twice what the service can take, for a minute, and see what that does to the rest; about five minutes."""
     with clear_errors():
+        check_places(out)
         if readme:
             check_marks(readme, MARK)
         plan: Plan = built(

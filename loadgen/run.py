@@ -64,7 +64,10 @@ class _Run:
         intent, before = asyncio.run(self._prepare())
         crew = Crew(self._load, intent, self._recording, self._display, self._expected_hit_rate(None))
         ended, elapsed_s = crew.run()
-        reconciliation = self._reconciled(before)
+        try:
+            reconciliation = None if before is None else asyncio.run(self._reconcile(before))
+        except KeyboardInterrupt:  # it gives up the counts, never the run that they are held against
+            ended, reconciliation = "interrupted", _UNCOUNTED
         return self._report(started_at, stamp, ended, elapsed_s, crew.unsent, reconciliation)
 
     async def _prepare(self) -> tuple[str, Counts | None]:
@@ -114,15 +117,6 @@ class _Run:
                     return counts
                 await asyncio.sleep(PAUSE_S)
         return None
-
-    def _reconciled(self, before: Counts | None) -> Reconciliation | None:
-        """See `_reconcile`; Ctrl-C gives up the counts, never the run that they are held against."""
-        if before is None:
-            return None
-        try:
-            return asyncio.run(self._reconcile(before))
-        except KeyboardInterrupt:
-            return Reconciliation(agrees=False, counts=[], note="interrupted before the server's counters were read")
 
     async def _reconcile(self, before: Counts) -> Reconciliation | None:
         """The server's counts against the client's; None where the server counts nothing that is known here."""
@@ -224,4 +218,5 @@ class _Run:
             )
 
 
+_UNCOUNTED = Reconciliation(agrees=False, counts=[], note="interrupted before the server's counters were read")
 _UNSTEADY_BY_DESIGN = Steadiness(steady=False, findings=["the rate changes by design"])

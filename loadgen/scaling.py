@@ -20,11 +20,12 @@ from typing import Annotated, Any, Self
 import typer
 from rich.console import Console
 
-from loadgen.cli import DEFAULT_URL, INTERRUPTED, NOT_BELIEVED, built, clear_errors, examples, run_app
+from loadgen.cli import DEFAULT_URL, INTERRUPTED, NOT_BELIEVED, built, check_places, clear_errors, examples, run_app
 from loadgen.display import Display, View, display_for
 from loadgen.distribution import Distribution
 from loadgen.load import Load, LoadError
 from loadgen.readme import check_marks, stamp, table, write_into
+from loadgen.recording import MAX_WINDOWS
 from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, Report, Window
 from loadgen.run import measure
 from loadgen.traffic import Traffic
@@ -179,6 +180,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
 ) -> None:
     """Put a pulse of load on a service and show how many replicas served it."""
     with clear_errors():
+        check_places(out)
         if readme:
             check_marks(readme, MARK)
         traffic = built(
@@ -191,6 +193,10 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
             texts="unique",
             lengths=lengths,
         )
+        if every < duration / MAX_WINDOWS:
+            raise ValueError(
+                f"--every is {every:g}; a run of {duration:g} s is recorded by {duration / MAX_WINDOWS:g} s"
+            )
         load = built(Load, target=target, traffic=traffic, max_lag_ms=max_lag_ms)
         with ReplicaWatch(dashboard, application, deployment, display_for(Console(stderr=True))) as watch:
             report = measure(load, watch)

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.service import Service
 
 
@@ -25,7 +23,6 @@ def test_throughput_is_held_against_the_bare_forward_pass_of_the_runtime_in_serv
     assert found["bare"]["runtime"] in service.get("/metrics").body.decode()
     assert len(found["bare"]["texts_per_s"]) == 2
     assert 1 < level["mean_batch"] <= 8
-    assert level["answered_per_s"] == pytest.approx(
-        found["bare"]["texts_per_s"][0], rel=0.95
-    )  # of one order of magnitude: the same texts by the same model
+    # The same texts by the same model: a service cannot beat its own forward pass, nor fall far behind.
+    assert 0.1 < level["answered_per_s"] / max(found["bare"]["texts_per_s"]) < 1.2
     assert "8 connections: " in result.stdout

@@ -7,7 +7,7 @@ from loadgen.run import measure
 from loadgen.terminal import COORDINATED_OMISSION, render
 from loadgen.traffic import Traffic
 from tests.load.conftest import StartStub
-from tests.load.watchers import Killer, OtherCaller, printed
+from tests.load.watchers import Interrupter, Killer, OtherCaller, printed
 
 SHORT = {"lengths": "12:1", "warmup_s": 1.0, "duration_s": 3.0}
 
@@ -47,6 +47,20 @@ def test_client_and_server_counts_agree_exactly_and_the_hit_rate_is_the_predicte
     assert rows["overloaded (429)"].server > 0
     assert rows["feedback recorded"].server > 100
     assert report.hit_rate == pytest.approx(report.predicted_hit_rate, abs=0.02)
+
+
+def test_ctrl_c_while_the_counters_are_read_ends_the_run_and_keeps_what_was_seen(start_stub: StartStub):
+    """Whoever runs several in a row must stop, too; the calls were all made, so the report is valid."""
+    url, _ = start_stub()
+    interrupter = Interrupter(url)
+
+    with interrupter.counters() as metrics_url:
+        report = measure(load(url, rate=50).model_copy(update={"metrics_url": metrics_url}), interrupter)
+
+    assert report.ended == "interrupted"
+    assert report.valid
+    assert report.answered_per_s > 0
+    assert "interrupted" in report.reconciliation.note
 
 
 def test_somebody_else_on_the_server_is_noticed(start_stub: StartStub):
