@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         0.1, ge=0, lt=1, description="Share by which each TTL varies, so that none expire together."
     )
     cache_timeout_ms: float = Field(
-        20.0, gt=0, description="Time budget of one round trip to the prediction store; beyond it a miss."
+        100.0, gt=0, description="Time budget of one round trip to the prediction store; beyond it a miss."
     )
     lookup_timeout_ms: float = Field(
         250.0, gt=0, description="Time budget of a call to the cache deployment; beyond it a miss."
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
         300.0,
         gt=0,
         description="Milliseconds a request may expect to wait for others, beside the time of its own work; "
-        "beyond it 429.",
+        "beyond it 429, unless the next batch has room for it.",
     )
     max_queue_tokens: int = Field(
         65_536, ge=1, description="Tokens that may wait for a batch, whatever the time; beyond it 429."

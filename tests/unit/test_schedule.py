@@ -225,6 +225,17 @@ def test_newcomer_that_would_wait_too_long_is_refused():
     assert refusal.value.retry_after_s == pytest.approx(0.12)
 
 
+def test_what_the_next_batch_has_room_for_is_never_refused():
+    """A pass held up makes 10 tokens/s of the estimate: the 25 texts of a batch however slow, 256 tokens, are taken."""
+    limits = Limits(1000, 50, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
+    scheduler = scheduler_of_rate(limits, 10)
+    for n in range(25):
+        scheduler.admit(f"{n}", tickets_of(f"{n}", 10), now_s=0.0, deadline_s=100.0)
+
+    with pytest.raises(Overloaded, match="would wait for 25"):
+        scheduler.admit("late", tickets_of("late", 10), now_s=0.0, deadline_s=100.0)
+
+
 def test_nothing_is_refused_for_its_wait_before_the_first_batch():
     """While nobody knows how quick the model is, only memory bounds the queue."""
     limits = Limits(1000, 10, max_queue_tokens=10_000, max_queue_s=0.001)
