@@ -177,7 +177,7 @@ class Scheduler(Generic[C, P]):
 
         Its own work is allowed for because who brings a hundred texts does not expect the answer as soon as who brings
         one. The whole queue is looked at first: it takes no counting, and most of the time it is short enough.
-        What the next batch has room for, beside all that waits, is never refused: it waits for one pass, and after a pass
+        What the next batch has room for, beside all that waits, is never refused: it waits for one pass, and after one
         that a busy machine held up the estimate would turn away the handful behind it.
         """
         if self._texts + texts <= self._limits.max_batch_size and self._tokens + tokens <= self._budget:

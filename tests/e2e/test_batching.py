@@ -1,4 +1,4 @@
-"""The batching benchmark against the real service: its figures come from there and from the same model without it."""
+"""The batching benchmark against the real service: its figures come from there."""
 
 import json
 import subprocess
@@ -8,21 +8,19 @@ from pathlib import Path
 from tests.service import Service
 
 
-def test_throughput_is_held_against_the_bare_forward_pass_of_the_runtime_in_service(service: Service, tmp_path: Path):
-    """Short; what the figures must reach is for a quiet machine to show."""
+def test_batches_grow_with_the_callers(service: Service, tmp_path: Path):
+    """Short, and without the bare forward pass: what the figures must reach is for a quiet machine to show."""
     out = tmp_path / "batching.json"
-    command = [sys.executable, "-m", "loadgen.batching", "--target", service.url, "--threads", "1", "--out", str(out)]
-    command += ["--connections", "8", "--held-against", "8", "--duration", "2", "--warmup", "0.5"]
-    command += ["--mixed-texts", "0"]
+    command = [sys.executable, "-m", "loadgen.batching", "--target", f"{service.url}/", "--threads", "1"]
+    command += ["--connections", "1,8", "--duration", "2", "--warmup", "0.5", "--mixed-texts", "0", "--out", str(out)]
 
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     found = json.loads(out.read_text())
-    (level,) = found["levels"]
+    lone, eight = found["levels"]
     assert result.returncode == ("FAILS" in result.stdout or "INVALID" in result.stdout), result.stderr
-    assert found["bare"]["runtime"] in service.get("/metrics").body.decode()
-    assert len(found["bare"]["texts_per_s"]) == 2
-    assert 1 < level["mean_batch"] <= 8
-    # The same texts by the same model: a service cannot beat its own forward pass, nor fall far behind.
-    assert 0.1 < level["answered_per_s"] / max(found["bare"]["texts_per_s"]) < 1.2
-    assert "8 connections: " in result.stdout
+    assert found["bare"]["runtime"] in ("onnx fp32", "torch fp32")
+    assert lone["mean_batch"] == 1
+    assert 1 < eight["mean_batch"] <= 8
+    assert eight["answered_per_s"] > lone["answered_per_s"] > 1
+    assert "holds: the mean batch grows with load" in result.stdout
