@@ -147,10 +147,11 @@ class Artifact:
         Raises:
             KeyError: The artifact has no such answer or level.
         """
-        row = next((known.techniques for known in self.answers if known.name == intent), None)
-        if row is None:
-            raise KeyError(intent)
-        return row[complexity]
+        return self._techniques[intent][complexity]
+
+    @cached_property  # asked for with every text
+    def _techniques(self) -> dict[str, Mapping[str, tuple[str, ...]]]:
+        return {answer.name: answer.techniques for answer in self.answers}
 
     @property
     def _out_of_scope(self) -> Intent:

@@ -75,6 +75,30 @@ def test_labels_in_fp16_are_those_of_the_reference(prompts: list[Tokens], expect
     assert_same_labels(probabilities(classifier, prompts), expected, margin=0.02)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize(("precision", "margin"), [("fp16", 0.02), ("bf16", 0.1), ("fp32", 0.02)])
+def test_labels_on_cuda_are_those_of_the_reference(
+    precision: Precision, margin: float, prompts: list[Tokens], expected: NDArray[np.float64]
+):
+    """On a GPU, where there is one; bf16 may decide otherwise what is less close, so `auto` does not take it."""
+    classifier = Classifier.load(ARTIFACT, device="cuda", precision=precision)
+
+    assert_same_labels(probabilities(classifier, prompts), expected, margin=margin)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_cuda_in_fp32_gives_the_references_probabilities(prompts: list[Tokens], expected: NDArray[np.float64]):
+    """To 1e-4, alone and beside the longest."""
+    classifier = Classifier.load(ARTIFACT, device="cuda", precision="fp32")
+    chosen = [0, COMPARED // 2, COMPARED - 1]
+
+    alone = np.concatenate([probabilities(classifier, [prompts[index]]) for index in chosen])
+    together = probabilities(classifier, [prompts[index] for index in chosen])
+
+    assert alone == pytest.approx(expected[chosen], abs=1e-4)
+    assert together == pytest.approx(expected[chosen], abs=1e-4)
+
+
 def round_to(dtype: torch.dtype, network: torch.nn.Module) -> None:
     """Make a network compute as if its weights and what its layers give were kept in `dtype`."""
     for parameter in network.parameters():
