@@ -15,6 +15,7 @@ from deployments.core.batching import Batcher
 from deployments.core.classifier import Classifier, PassCost, Tokens
 from deployments.core.errors import IntentGraphError
 from deployments.core.prediction import Prediction
+from deployments.core.runtimes import Place
 from deployments.core.schedule import Limits
 from deployments.core.settings import Settings
 from deployments.runtime import RayMetrics, configure_logging
@@ -75,12 +76,23 @@ class Model:
 
 
 def _load(artifact: Artifact, settings: Settings, threads: int) -> tuple[Classifier, PassCost]:
+    place = _assigned_place() if settings.device == "auto" else settings.device
     classifier = Classifier.load(
-        artifact, device=settings.device, runtime=settings.runtime, precision=settings.precision, threads=threads
+        artifact, place=place, runtime=settings.runtime, precision=settings.precision, threads=threads
     )
     return classifier, classifier.warm_up()
 
 
+def _assigned_place() -> Place:
+    """CUDA with a share of a GPU from Serve, and only then: one that was not reserved is somebody else's."""
+    return "cuda" if _assigned("GPU") else "cpu"
+
+
 def _threads() -> int:
     """As many as the CPUs Serve gave this replica, rounded up."""
-    return math.ceil(ray.get_runtime_context().get_assigned_resources().get("CPU") or 1)
+    return math.ceil(_assigned("CPU") or 1)
+
+
+def _assigned(resource: str) -> float:
+    assigned: float = ray.get_runtime_context().get_assigned_resources().get(resource, 0)
+    return assigned

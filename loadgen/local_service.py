@@ -50,8 +50,8 @@ class LocalService:
         try:
             chosen = () if self.config is None else ("--config", str(self._written(self.config)))
             self._intents("up", "--detach", "--port", str(self._port), *chosen, timeout_s=START_TIMEOUT_S)
-        except BaseException:
-            self._stop()
+        except BaseException as error:
+            self._stop(keeps_log=isinstance(error, LoadError))
             raise
         self.started_in_s = time.monotonic() - started_s
         return self
@@ -72,14 +72,18 @@ class LocalService:
         supervisor = psutil.Process(state["supervisor"]["pid"])
         return [supervisor, *supervisor.children(recursive=True)]
 
-    def _stop(self) -> None:
-        """Stop the service; that it did not is told, and hides no other error and no figure."""
+    def _stop(self, *, keeps_log: bool = False) -> None:
+        """Stop the service; that it did not is told, and hides no other error and no figure.
+
+        With `keeps_log` its folder stays: an error names the log in it.
+        """
         try:
             self._intents("down", timeout_s=STOP_TIMEOUT_S)
         except LoadError as error:
             sys.stderr.write(f"{error}; its state is in {self._folder}/state\n")
         else:
-            shutil.rmtree(self._folder)
+            if not keeps_log:
+                shutil.rmtree(self._folder)
 
     def _intents(self, *arguments: str, timeout_s: float) -> None:
         folder = self._folder
@@ -99,7 +103,8 @@ class LocalService:
                     raise LoadError(f"`intents {arguments[0]}` did not end within {timeout_s:g} s") from None
                 raise
         if process.returncode:
-            raise LoadError(f"`intents {arguments[0]}` failed: {errors.strip() or output.strip()}")
+            last_words = output.strip().rpartition("\n")[2].strip()  # progress goes there, and what ended it
+            raise LoadError(f"`intents {arguments[0]}` failed: {last_words} {errors.strip()}")
 
 
 def _interrupt(process: "subprocess.Popen[str]") -> None:

@@ -172,7 +172,7 @@ def _loaded(artifact: "Artifact", way: "Way", plan: Plan) -> "Classifier":
     from deployments.core.errors import StartupError
 
     try:
-        return Classifier.load(artifact, device=plan.device, runtime=way[0], precision=way[1], threads=plan.threads)
+        return Classifier.load(artifact, place=plan.device, runtime=way[0], precision=way[1], threads=plan.threads)
     except StartupError as error:
         raise LoadError(str(error)) from None
 

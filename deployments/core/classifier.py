@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-    from deployments.core.runtimes import Device, Precision, Runtime, RuntimeName
+    from deployments.core.runtimes import Place, Precision, Runtime, RuntimeName
 
 SCORE_DECIMALS = 6
 WARM_UP_TOKENS = 16
@@ -112,7 +112,7 @@ class Classifier:
         cls,
         artifact: Artifact,
         *,
-        device: Device = "cpu",
+        place: Place = "cpu",
         runtime: RuntimeName = "torch",
         precision: Precision = "fp32",
         threads: int | None = None,
@@ -123,7 +123,7 @@ class Classifier:
         """
         folder = encoder_folder(artifact.encoder, relative_to=artifact.folder)
         tokeniser = Tokeniser.load(folder, artifact.max_tokens)
-        chosen = load_runtime(artifact, device=device, runtime=runtime, precision=precision, threads=threads)
+        chosen = load_runtime(artifact, place=place, runtime=runtime, precision=precision, threads=threads)
         return cls(artifact, tokeniser, chosen)
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:

@@ -10,7 +10,6 @@ texts, and only where its two best are within 0.02. bf16 and int8 miss that by a
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from deployments.core.errors import StartupError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 RuntimeName = Literal["auto", "onnx", "torch"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
-Device = Literal["auto", "cpu", "cuda"]
 Place = Literal["cpu", "cuda"]
 Way = tuple[Literal["onnx", "torch"], Literal["fp32", "fp16", "bf16", "int8"]]
 
@@ -57,7 +55,7 @@ class Runtime(Protocol):
 def load_runtime(
     artifact: Artifact,
     *,
-    device: Device = "auto",
+    place: Place = "cpu",
     runtime: RuntimeName = "auto",
     precision: Precision = "auto",
     threads: int | None = None,
@@ -66,7 +64,7 @@ def load_runtime(
 
     Args:
         artifact: What to serve.
-        device: `auto` takes CUDA when there is one.
+        place: Where it computes.
         runtime: `onnx` or `torch`, or whichever is fastest.
         precision: Of the arithmetic, or whichever is fastest.
         threads: Threads of a forward pass on the CPU, for the whole process; the runtime's own choice when None.
@@ -74,9 +72,11 @@ def load_runtime(
     Raises:
         ArtifactError: The encoder is missing or is not the one the weights were trained on, or the weights do not fit
             the labels.
-        StartupError: There is no such device, or combination of it with runtime and precision, or the export failed.
+        StartupError: torch sees no GPU, or there is no such combination of place, runtime and precision, or the export
+            failed.
     """
-    place = _place(device)
+    if place == "cuda":
+        _require_cuda()
     ways = _ways(place, runtime, precision)
     way = ways[0] if len(ways) == 1 else _fastest(artifact, ways, threads)
     return load_way(artifact, way, place=place, threads=threads)
@@ -94,20 +94,13 @@ def load_way(artifact: Artifact, way: Way, *, place: Place, threads: int | None)
     return TorchRuntime.load(artifact, precision, place=place, threads=threads)
 
 
-def _place(device: Device) -> Place:
-    if device == "cpu":
-        return "cpu"
-    if device == "auto" and not Path("/proc/driver/nvidia").exists():  # importing torch to ask takes 2 s and 300 MB
-        return "cpu"
+def _require_cuda() -> None:
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    if device == "cuda":
+    if not torch.cuda.is_available():
         raise StartupError(
             "device is cuda and torch sees none: give the replica a GPU (`num_gpus`) and torch's CUDA build"
         )
-    return "cpu"
 
 
 def _ways(place: Place, runtime: RuntimeName, precision: Precision) -> tuple[Way, ...]:

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     # Model
     model_artifact: Path | None = Field(None, description="Folder of the model artifact; the shipped one when absent.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the encoder runs; `auto` takes CUDA when there is one."
+        "auto", description="Where the encoder runs; `auto` takes CUDA when the replica has a GPU (`num_gpus`)."
     )
     runtime: Literal["auto", "onnx", "torch"] = Field(
         "auto", description="What computes the forward pass; `auto` takes the fastest on this processor, torch on CUDA."

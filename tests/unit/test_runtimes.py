@@ -81,7 +81,7 @@ def test_labels_on_cuda_are_those_of_the_reference(
     precision: Precision, margin: float, prompts: list[Tokens], expected: NDArray[np.float64]
 ):
     """On a GPU, where there is one; bf16 may decide otherwise what is less close, so `auto` does not take it."""
-    classifier = Classifier.load(ARTIFACT, device="cuda", precision=precision)
+    classifier = Classifier.load(ARTIFACT, place="cuda", precision=precision)
 
     assert_same_labels(probabilities(classifier, prompts), expected, margin=margin)
 
@@ -89,7 +89,7 @@ def test_labels_on_cuda_are_those_of_the_reference(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 def test_cuda_in_fp32_gives_the_references_probabilities(prompts: list[Tokens], expected: NDArray[np.float64]):
     """To 1e-4, alone and beside the longest."""
-    classifier = Classifier.load(ARTIFACT, device="cuda", precision="fp32")
+    classifier = Classifier.load(ARTIFACT, place="cuda", precision="fp32")
     chosen = [0, COMPARED // 2, COMPARED - 1]
 
     alone = np.concatenate([probabilities(classifier, [prompts[index]]) for index in chosen])
@@ -188,7 +188,7 @@ def test_a_device_that_is_not_there_is_said():
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(StartupError, match="device is cuda and torch sees none"):
-        load_runtime(ARTIFACT, device="cuda")
+        load_runtime(ARTIFACT, place="cuda")
 
 
 @pytest.mark.parametrize(
