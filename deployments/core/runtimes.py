@@ -121,5 +121,5 @@ def _fastest(artifact: Artifact, ways: Iterable[Way], threads: int | None) -> Wa
     shown = ", ".join(
         f"{name} {1000 * spent_s:.0f} ms" for name, spent_s in sorted(times_s.items(), key=lambda each: each[1])
     )
-    logger.info("the forward pass runs on %s; the trial took: %s", " ".join(best), shown)
+    logger.info("the forward pass runs on %s; a pass of the trial took: %s", " ".join(best), shown)
     return best

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -291,7 +292,7 @@ def test_the_trial_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_trial_times_each_way_that_may_be_taken(monkeypatch: pytest.MonkeyPatch):
-    """In processor seconds, all shapes together."""
+    """In processor seconds of a pass."""
     monkeypatch.setattr(speed_trial, "SHAPES", ((1, 16),))
     monkeypatch.setattr(speed_trial, "ROUNDS", 1)
 
@@ -299,6 +300,19 @@ def test_a_trial_times_each_way_that_may_be_taken(monkeypatch: pytest.MonkeyPatc
 
     assert set(times_s) == {" ".join(way) for way in AUTOMATIC["cpu"]}
     assert all(spent_s > 0 for spent_s in times_s.values())
+
+
+def test_in_a_trial_a_lone_text_counts_as_much_as_a_batch(monkeypatch: pytest.MonkeyPatch):
+    """A way three times as fast for one text and a fifth slower for many is the better one."""
+    times_s = {("one", (1, 16)): 0.004, ("one", (32, 16)): 0.120, ("other", (1, 16)): 0.012, ("other", (32, 16)): 0.100}
+    monkeypatch.setattr(speed_trial, "SHAPES", ((1, 16), (32, 16)))
+    monkeypatch.setattr(speed_trial, "AUTOMATIC", {"cpu": ("one", "other")})
+    monkeypatch.setattr(speed_trial, "load_way", lambda _artifact, way, **_: SimpleNamespace(name=way))
+    monkeypatch.setattr(speed_trial, "_pass_s", lambda runtime, shape: times_s[runtime.name, shape])
+
+    found = speed_trial.trial(ARTIFACT, threads=1)
+
+    assert found == pytest.approx({"one": (0.004 * 0.120) ** 0.5, "other": (0.012 * 0.100) ** 0.5})
 
 
 def test_every_way_has_a_name_of_its_own():
