@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +47,9 @@ MIXED_WORDS = range(5, 401, 5)
 BARE_BATCH = 32
 BARE_TEXTS = 640
 BARE_TIMEOUT_S = 120
+ARRIVAL_S = 15
+"""Ray reports each 10 s unless it is told otherwise."""
+POLL_S = 0.5
 PATIENCE_MS = 60_000
 """What the service started here lets a request expect to wait: throughput is asked for, so nothing is refused."""
 MIN_SHARE = 0.7
@@ -149,7 +153,7 @@ def run_plan(plan: Plan, url: str, threads: int, tell: Tell) -> Found:
         LoadError: the service does not answer as it should, or does not tell what computes its forward pass.
         KeyboardInterrupt: as it says.
     """
-    runtime = _runtime(asyncio.run(scrape_passes(url)))
+    runtime = _runtime(first_passes(url))
     bare = Bare(runtime=runtime, threads=threads, texts_per_s=[])
     levels = []
     for connections in plan.connections:
@@ -167,6 +171,14 @@ def run_plan(plan: Plan, url: str, threads: int, tell: Tell) -> Found:
 def _measure_bare(bare: Bare, device: str, tell: Tell) -> None:
     bare.texts_per_s.append(bare_forward(bare.runtime, bare.threads, device))
     tell(f"bare forward pass, {bare.runtime}, {bare.threads} threads: {bare.texts_per_s[-1]:,.1f} texts/s")
+
+
+def first_passes(url: str) -> Passes:
+    """The service's metrics once they name a runtime: what a replica says as it starts takes a second or more."""
+    due_s = time.monotonic() + ARRIVAL_S
+    while not (passes := asyncio.run(scrape_passes(url))).runtimes and time.monotonic() < due_s:
+        time.sleep(POLL_S)
+    return passes
 
 
 def _runtime(passes: Passes) -> str:

@@ -28,7 +28,7 @@ SHAPES: Final = ((1, 16), (32, 16), (8, 32), (4, 128))
 """Batch × tokens: a lone text, a full batch of short ones, and longer ones."""
 ROUNDS: Final = 3
 SCORING: Final = "geometric mean"
-"""Each shape counts alike: in a sum the longest pass decides, and the lone text, which somebody waits for, never does."""
+"""Each shape counts alike: the longest pass would decide a sum, and somebody waits for the lone text."""
 
 
 def pass_times(artifact: Artifact, *, threads: int | None) -> dict[str, float]:

@@ -70,6 +70,18 @@ class TestMetrics:
     def test_the_runtime_is_the_one_in_service(self):
         assert parse(EXPOSITION).runtimes == {"onnx fp32"}
 
+    def test_what_a_replica_says_as_it_starts_is_waited_for(self, monkeypatch: pytest.MonkeyPatch):
+        """It reaches the metrics a second or more after the service answers."""
+        answers = iter([Passes(0, {}), Passes(0, {}), Passes(0, {}, frozenset({"onnx fp32"}))])
+
+        async def scrape(_url: str) -> Passes:
+            return next(answers)
+
+        monkeypatch.setattr(batching, "scrape_passes", scrape)
+        monkeypatch.setattr(batching, "POLL_S", 0)
+
+        assert batching.first_passes("http://service").runtimes == {"onnx fp32"}
+
     def test_two_runtimes_or_none_cannot_be_held_against_one(self):
         for runtimes in (frozenset(), frozenset({"a", "b"})):
             with pytest.raises(LoadError, match="one runtime is needed"):
