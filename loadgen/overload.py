@@ -65,7 +65,7 @@ class Plan(BaseModel):
 
     rate: float | None = Field(None, gt=0)
     p99_ms: float = Field(500.0, gt=0)
-    calm: float = Field(0.8, gt=0, lt=1)
+    calm_share: float = Field(0.8, gt=0, lt=1)
     factor: float = Field(2.0, gt=1)
     calm_s: int = Field(25, ge=2)
     overload_s: int = Field(60, ge=2)
@@ -85,7 +85,7 @@ class Plan(BaseModel):
 
     def send_times(self, rate: float, seed: int) -> NDArray[np.float64]:
         """Poisson arrivals: those of unit rate through the inverse of the cumulative rate (`loadgen.schedule`)."""
-        rates = rate * np.array([self.calm, self.calm, self.factor, self.calm])
+        rates = rate * np.array([self.calm_share, self.calm_share, self.factor, self.calm_share])
         ends_s = np.cumsum([self.warmup_s, *self.lengths_s])
         cumulative = np.cumsum(rates * np.diff(ends_s, prepend=0))
         gaps = np.random.default_rng(seed).exponential(size=math.ceil(cumulative[-1] + 5 * math.sqrt(cumulative[-1])))
@@ -143,7 +143,7 @@ def run_plan(plan: Plan, url: str, service: LocalService | None, tell: Tell, dis
         KeyboardInterrupt: as it says.
     """
     rate = plan.rate or sustainable(plan, url, tell)
-    tell(f"sustainable: {rate:.1f}/s; now {plan.calm:.0%}, {plan.factor:.0%} and {plan.calm:.0%} of it")
+    tell(f"sustainable: {rate:.1f}/s; now {plan.calm_share:.0%}, {plan.factor:.0%} and {plan.calm_share:.0%} of it")
     watch = MemoryWatch(display, service, [plan.warmup_s + plan.calm_s, plan.warmup_s + plan.calm_s + plan.overload_s])
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "overload.jsonl"
@@ -264,7 +264,7 @@ def found(plan: Plan, rate: float, report: Report, memory: Memory | None) -> Fou
         phases={
             name: _phase(name, share * rate, windows)
             for name, share, windows in zip(
-                PHASES, (plan.calm, plan.factor, plan.calm), (before, overload, after), strict=True
+                PHASES, (plan.calm_share, plan.factor, plan.calm_share), (before, overload, after), strict=True
             )
         },
         normal_ms=normal_ms,
@@ -343,7 +343,7 @@ def outcomes(found: Found) -> Iterator[Outcome]:
         times < MAX_TIMES_P99,
         times,
         f"accepted at {found.plan.factor:g}x the sustainable rate: p99 {milliseconds(overload.p99_ms)} ms, {times:.1f} "
-        f"times the {milliseconds(before.p99_ms)} ms at {found.plan.calm:.0%}; under {MAX_TIMES_P99:g} times",
+        f"times the {milliseconds(before.p99_ms)} ms at {found.plan.calm_share:.0%}; under {MAX_TIMES_P99:g} times",
     )
     others = Counter[str]()
     for phase in found.phases.values():

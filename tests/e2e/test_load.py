@@ -11,14 +11,17 @@ import pytest
 from loadgen.report import Report
 from tests.service import INTENTS, Service
 
-SHORT = ["--lengths", "12:1", "--warmup", "2", "--duration", "8", "--max-lag-ms", "1000", "--timeout", "10"]
+SHORT = ["--lengths", "12:1", "--warmup", "2", "--max-lag-ms", "1000", "--timeout", "10"]
 
 
-def load(tmp_path: Path, *arguments: str, command: tuple[str, ...] = (), **environment: str) -> Report:
+def load(
+    tmp_path: Path, *arguments: str, seconds: int = 3, command: tuple[str, ...] = (), **environment: str
+) -> Report:
     """Run a load to its end; whether it was on time is not what these tests are about."""
     out = tmp_path / "report.json"
+    options = [*arguments, *SHORT, "--duration", str(seconds), "--out", str(out)]
     result = subprocess.run(
-        [*(command or (sys.executable, "-m", "loadgen")), *arguments, *SHORT, "--out", str(out)],
+        [*(command or (sys.executable, "-m", "loadgen")), *options],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -31,9 +34,10 @@ def load(tmp_path: Path, *arguments: str, command: tuple[str, ...] = (), **envir
 
 def test_counts_agree_exactly_and_the_hit_rate_is_the_predicted_one(service: Service, tmp_path: Path):
     """From a purged cache; with batches, confirmations and texts in other case and white space."""
+    cold = ["--target", service.url, "--rate", "20", "--distinct", "200", "--cache-state", "cold"]
     mix = ["--batch", "0.05", "--feedback", "0.05", "--variants", "0.3"]
 
-    report = load(tmp_path, "--target", service.url, "--rate", "20", "--distinct", "200", "--cache-state", "cold", *mix)
+    report = load(tmp_path, *cold, *mix, seconds=8)
 
     rows = {row.name: row for row in report.reconciliation.counts}
     assert report.reconciliation.agrees, rows
