@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deployments.core.classifier import Tokens
-    from deployments.core.runtimes import Precision, RuntimeName
+    from deployments.core.runtimes import Place, Precision, RuntimeName
 
 ARTIFACT = Artifact.load(DEFAULT_ARTIFACT)
 PROMPTS = DEFAULT_ARTIFACT.parents[1] / "training" / "prompts.jsonl"
 COMPARED = 1000
 BATCH = 32
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_labels_in_fp16_are_those_of_the_reference(prompts: list[Tokens], expect
     assert_same_labels(probabilities(classifier, prompts), expected, margin=0.02)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@NEEDS_GPU
 @pytest.mark.parametrize(("precision", "margin"), [("fp16", 0.02), ("bf16", 0.1), ("fp32", 0.02)])
 def test_labels_on_cuda_are_those_of_the_reference(
     precision: Precision, margin: float, prompts: list[Tokens], expected: NDArray[np.float64]
@@ -85,19 +86,6 @@ def test_labels_on_cuda_are_those_of_the_reference(
     classifier = Classifier.load(ARTIFACT, place="cuda", precision=precision)
 
     assert_same_labels(probabilities(classifier, prompts), expected, margin=margin)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-def test_cuda_in_fp32_gives_the_references_probabilities(prompts: list[Tokens], expected: NDArray[np.float64]):
-    """To 1e-4, alone and beside the longest."""
-    classifier = Classifier.load(ARTIFACT, place="cuda", precision="fp32")
-    chosen = [0, COMPARED // 2, COMPARED - 1]
-
-    alone = np.concatenate([probabilities(classifier, [prompts[index]]) for index in chosen])
-    together = probabilities(classifier, [prompts[index] for index in chosen])
-
-    assert alone == pytest.approx(expected[chosen], abs=1e-4)
-    assert together == pytest.approx(expected[chosen], abs=1e-4)
 
 
 def round_to(dtype: torch.dtype, network: torch.nn.Module) -> None:
@@ -120,9 +108,12 @@ def assert_same_labels(found: NDArray[np.float64], expected: NDArray[np.float64]
     assert (first - second).max(initial=0) < margin
 
 
-def test_onnx_in_fp32_gives_the_references_probabilities(prompts: list[Tokens], expected: NDArray[np.float64]):
+@pytest.mark.parametrize(("runtime", "place"), [("onnx", "cpu"), pytest.param("torch", "cuda", marks=NEEDS_GPU)])
+def test_fp32_gives_the_references_probabilities(
+    runtime: RuntimeName, place: Place, prompts: list[Tokens], expected: NDArray[np.float64]
+):
     """To 1e-4, and whatever else is in the batch: alone, and beside the longest."""
-    classifier = Classifier.load(ARTIFACT, runtime="onnx", precision="fp32")
+    classifier = Classifier.load(ARTIFACT, place=place, runtime=runtime, precision="fp32")
     chosen = [0, COMPARED // 2, COMPARED - 1]
 
     alone = np.concatenate([probabilities(classifier, [prompts[index]]) for index in chosen])
