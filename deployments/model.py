@@ -51,7 +51,7 @@ class Model:
             ),
             metrics=recorder,
         )
-        logger.info("model %s is ready on %s: %.0f tokens/s", artifact.version, runtime, cost.tokens_per_s)
+        logger.info("model %s is ready on %s, %s", artifact.version, runtime, cost)
 
     async def predict(
         self, requests: Sequence[tuple[Sequence[str], float]]

@@ -1,7 +1,6 @@
 """The rest of the graph as an ingress replica sees it: handles, called in groups and bounded in time."""
 
 import asyncio
-import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from deployments.core.feedback_log import LogStats, Receipt, Submission
 from deployments.core.lanes import Request, RequestLanes, utf8_bytes
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
+from deployments.core.write_behind import WriteBehind
 from deployments.runtime import ask, scrape_nodes
 
 LOOKUP_CALLS_IN_FLIGHT = 2
@@ -25,6 +25,8 @@ MAX_WAITING = 100_000
 """Look-ups and records that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
 MAX_UNKEPT = 10_000
 """Fresh predictions that may wait to be kept; beyond it they are dropped, and computed again when asked for."""
+KEEP_PAUSE_S = 0.1
+"""So long fresh predictions gather: nobody waits for them, and a call for each would cost 2 ms at both ends."""
 RECORD_OVERHEAD_BYTES = 2048
 """What a feedback record has beside its text, at most: labels, user, keys."""
 PROBE_TIMEOUT_S = 1.0
@@ -57,14 +59,15 @@ class HandleParts:
             max_waiting=MAX_WAITING,
             max_in_flight=LOOKUP_CALLS_IN_FLIGHT,
         )
-        self._writes: Coalescer[tuple[str, Prediction], None] = Coalescer(
-            self._put_many, max_items=settings.cache_max_group, max_waiting=MAX_UNKEPT
+        self._writes: WriteBehind[str, Prediction] = WriteBehind(
+            self._put_many, pause_s=KEEP_PAUSE_S, max_items=settings.cache_max_group, max_waiting=MAX_UNKEPT
         )
         self._requests: RequestLanes[Prediction | IntentGraphError] = RequestLanes(
             self._predict,
             max_requests=settings.max_batch_size,
             max_waiting=settings.max_waiting_requests,
             max_in_flight=settings.max_model_calls,
+            metrics=recorder,
         )
         self._submissions: Coalescer[Submission, Receipt | IntentGraphError] = Coalescer(
             self._append_many,
@@ -72,8 +75,6 @@ class HandleParts:
             max_waiting=MAX_WAITING,
             size_bytes=lambda submission: RECORD_OVERHEAD_BYTES + utf8_bytes(str(submission.record["text"])),
         )
-        self._unkept = 0
-        self._keeping: set[asyncio.Task[None]] = set()
 
     async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
         """The kept prediction of each key; all misses when the cache is away."""
@@ -92,27 +93,15 @@ class HandleParts:
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         """Have fresh predictions kept after the answer; dropped and counted when too many wait."""
-        if self._unkept + len(predictions) > MAX_UNKEPT:
+        if not self._writes.put(predictions):
             self._metrics.record(metrics.CACHE_ERRORS, operation="put")
-            return
-        self._unkept += len(predictions)
-        # In nobody's context: the request ends before it, and Serve cancels what an ended request left.
-        task = asyncio.create_task(self._keep(list(predictions.items())), context=contextvars.Context())
-        self._keeping.add(task)
-        task.add_done_callback(self._keeping.discard)
 
-    async def _keep(self, items: list[tuple[str, Prediction]]) -> None:
+    async def _put_many(self, predictions: dict[str, Prediction]) -> None:
         try:
-            await self._writes.submit(items)
+            await ask(lambda: self._cache.put_many.remote(predictions), "cache", self._settings.request_timeout_s)
         except IntentGraphError as error:
-            logger.warning("keeping %d predictions failed: %s", len(items), error.detail)
+            logger.warning("keeping %d predictions failed: %s", len(predictions), error.detail)
             self._metrics.record(metrics.CACHE_ERRORS, operation="put")
-        finally:
-            self._unkept -= len(items)
-
-    async def _put_many(self, items: list[tuple[str, Prediction]]) -> list[None]:
-        await ask(lambda: self._cache.put_many.remote(dict(items)), "cache", self._settings.request_timeout_s)
-        return [None] * len(items)
 
     async def purge(self, keys: Sequence[str]) -> int:
         """Delete the predictions under `keys`; give how many there were. Those still to be kept are not waited for."""

@@ -23,10 +23,12 @@ from deployments.core.metrics import Metric
 R = TypeVar("R")
 
 LOG_FLUSH_PERIOD_S = 1.0
-GAUGE_REFRESH_PERIOD_S = 1.0
+REPORT_PERIOD_S = 1.0
 SCRAPE_TIMEOUT_S = 2.0
 RETRY_PAUSE_S = 0.1
 """Serve's router hears of a death by the failed call itself; a second call at once might meet the same replica."""
+
+_Series = tuple[Metric, tuple[tuple[str, str], ...]]  # a metric with its labels
 
 logger = logging.getLogger(__name__)
 
@@ -34,35 +36,42 @@ logger = logging.getLogger(__name__)
 class RayMetrics:
     """Records through Ray, which adds application, deployment and replica and exposes `ray_<name>` on each node.
 
-    Counts are exact, a histogram's buckets too; its `_sum` is Ray's estimate from them. Make it in a coroutine of the
-    replica: Ray's agent forgets a gauge that is not set again, so a task here sets each one again every second.
+    Counts are exact, a histogram's buckets too; its `_sum` is Ray's estimate from them. Counters and gauges are handed
+    to Ray once a second, as often as it reports them: each time costs, and its agent forgets a gauge that is not set
+    again. Make it in a coroutine of the replica: a task here does so.
     """
 
     def __init__(self) -> None:
         self._instruments: dict[str, Any] = {}
-        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-        self._refreshing = asyncio.create_task(self._refresh_gauges())
+        self._gauges: dict[_Series, float] = {}
+        self._counts: dict[_Series, float] = {}
+        self._reporting = asyncio.create_task(self._report())
 
     def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
         """Record one value. See `core.metrics.Metrics`."""
-        instrument = self._instruments.get(metric.name)
-        if instrument is None:
-            instrument = self._instruments[metric.name] = _instrument(metric)
+        series = metric, tuple(labels.items())
         match metric.kind:
             case "counter":
-                if value > 0:  # Ray refuses to add nothing
-                    instrument.inc(value, tags=labels)
+                self._counts[series] = self._counts.get(series, 0.0) + value
             case "gauge":
-                instrument.set(value, tags=labels)
-                self._gauges[metric.name, tuple(labels.items())] = value
+                self._gauges[series] = value
             case "histogram":
-                instrument.observe(value, tags=labels)
+                self._instrument(metric).observe(value, tags=labels)
 
-    async def _refresh_gauges(self) -> None:
+    def _instrument(self, metric: Metric) -> Any:
+        if metric.name not in self._instruments:
+            self._instruments[metric.name] = _instrument(metric)
+        return self._instruments[metric.name]
+
+    async def _report(self) -> None:
         while True:
-            await asyncio.sleep(GAUGE_REFRESH_PERIOD_S)
-            for (name, labels), value in self._gauges.items():
-                self._instruments[name].set(value, tags=dict(labels))
+            await asyncio.sleep(REPORT_PERIOD_S)
+            counts, self._counts = self._counts, {}
+            for (metric, labels), value in counts.items():
+                if value > 0:  # Ray refuses to add nothing
+                    self._instrument(metric).inc(value, tags=dict(labels))
+            for (metric, labels), value in self._gauges.items():
+                self._instrument(metric).set(value, tags=dict(labels))
 
 
 def _instrument(metric: Metric) -> Any:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SCORE_DECIMALS = 6
 WARM_UP_TOKENS = 16
 WARM_UP_BATCH = 32
-WARM_UP_ROUNDS = 3
+WARM_UP_ROUNDS = 5
 MIN_OVERHEAD_TOKENS = 16
 """Measured on a busy machine it may come out as nothing, and then only equal lengths would share a pass."""
 
@@ -156,20 +156,24 @@ class Classifier:
         The cost of a pass is taken as linear in its tokens; what a pass of one text takes beyond that is overhead.
         """
         (tokens,) = self._tokeniser([" ".join(["warm"] * (WARM_UP_TOKENS - 2))])
-        one_s, many_s = (self._pass_s([tokens] * count) for count in (1, WARM_UP_BATCH))
+        one_s, many_s = self._passes_s([tokens], [tokens] * WARM_UP_BATCH)
         length = len(tokens.ids)
         token_s = max(many_s - one_s, 0.1 * many_s) / (length * (WARM_UP_BATCH - 1))
         overhead = max(MIN_OVERHEAD_TOKENS, round(one_s / token_s) - length)
         return PassCost(length * WARM_UP_BATCH / many_s, overhead)
 
+    def _passes_s(self, *batches: Sequence[Tokens]) -> list[float]:
+        """Seconds of each batch's forward pass: the best of some, since whatever disturbs one makes it longer.
+
+        In turn, for the machine is busy with a start: a moment's trouble must not meet one of them alone.
+        """
+        rounds = [[self._pass_s(batch) for batch in batches] for _ in range(WARM_UP_ROUNDS)]
+        return [min(spent_s) for spent_s in zip(*rounds, strict=True)]
+
     def _pass_s(self, batch: Sequence[Tokens]) -> float:
-        """Seconds of a forward pass: the best of some, since whatever disturbs one makes it longer."""
-        spent_s = []
-        for _ in range(WARM_UP_ROUNDS):
-            started_s = time.perf_counter()
-            self.forward(batch)
-            spent_s.append(time.perf_counter() - started_s)
-        return min(spent_s)
+        started_s = time.perf_counter()
+        self.forward(batch)
+        return time.perf_counter() - started_s
 
     def _predict(self, tokens: Tokens, scores: Sequence[float], best: int, level: int) -> Prediction:
         artifact = self.artifact

@@ -4,6 +4,9 @@ A call to another process costs the same whatever it carries, so small requests 
 its time, for the model is fair by request: what travels together is neither served nor refused together. But a call
 ends with the last of its answers, so a large request has a call of its own, in a lane of its own: nobody else waits
 for its end. Who leaves a call that others share takes nothing out of it: up to four texts are then computed for nobody.
+
+While the model refuses, most requests are refused here (`throttle`), small and large ones each by what became of their
+kind: a queue that has no room for a hundred texts may have it for one.
 """
 
 import asyncio
@@ -12,6 +15,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from deployments.core.coalesce import Coalescer
+from deployments.core.errors import Overloaded
+from deployments.core.metrics import DROPPED, Metrics, NoMetrics
+from deployments.core.throttle import Throttle
 
 R = TypeVar("R")
 
@@ -45,6 +51,8 @@ class RequestLanes(Generic[R]):
         max_requests: Most small requests of a call.
         max_waiting: Most requests of a lane that wait for a call; beyond it `Overloaded`.
         max_in_flight: Calls of a lane under way at once.
+        metrics: Where the texts of throttled requests are counted.
+        throttle: Makes what each lane is throttled by.
     """
 
     def __init__(
@@ -54,9 +62,11 @@ class RequestLanes(Generic[R]):
         max_requests: int,
         max_waiting: int,
         max_in_flight: int,
+        metrics: Metrics | None = None,
+        throttle: Callable[[], Throttle] = Throttle,
     ) -> None:
-        def lane(max_items: int) -> Coalescer[Request, Sequence[R]]:
-            return Coalescer(
+        def lane(max_items: int) -> _Lane[R]:
+            calls = Coalescer(
                 send,
                 max_items=max_items,
                 max_waiting=max_waiting,
@@ -64,20 +74,43 @@ class RequestLanes(Generic[R]):
                 size_bytes=lambda request: request.size_bytes,
                 max_bytes=MAX_CALL_BYTES,
             )
+            return _Lane(calls, throttle())
 
         self._small, self._large = lane(max_requests), lane(1)
+        self._metrics = metrics or NoMetrics()
 
     async def submit(self, texts: Sequence[str], *, timeout_s: float) -> list[R]:
         """Have the texts of one caller answered; outcomes come in their order.
 
         Raises:
-            Overloaded: too many requests wait already (429).
+            Overloaded: too many requests wait already, or the model has just refused others (429).
             Exception: what `send` raised.
         """
         leaves_s = asyncio.get_running_loop().time() + timeout_s
         lane = self._small if len(texts) <= SMALL_REQUEST_TEXTS else self._large
-        (outcomes,) = await lane.submit([Request(texts, leaves_s)])
+        try:
+            lane.throttle.enter()
+        except Overloaded:
+            self._metrics.record(DROPPED, len(texts), reason="throttled")
+            raise
+        (outcomes,) = await lane.calls.submit([Request(texts, leaves_s)])
+        lane.learn(outcomes)
         return list(outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane(Generic[R]):
+    """The calls of one kind of request, and what became of the latest."""
+
+    calls: Coalescer[Request, Sequence[R]]
+    throttle: Throttle
+
+    def learn(self, outcomes: Sequence[R]) -> None:
+        refusal = next((each for each in outcomes if isinstance(each, Overloaded)), None)
+        if refusal:
+            self.throttle.refused(refusal)
+        else:
+            self.throttle.accepted()
 
 
 def utf8_bytes(text: str) -> int:

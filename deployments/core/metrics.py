@@ -102,7 +102,8 @@ QUEUE_TOKENS = Metric("intent_model_queue_tokens", "gauge", "Tokens waiting for 
 DROPPED = Metric(
     "intent_model_dropped_total",
     "counter",
-    "Texts without an answer, each once: rejected expired cancelled (its caller left) failed (alone) unavailable.",
+    "Texts without an answer, each once: rejected throttled (by the ingress, because others were rejected) expired "
+    "cancelled (its caller left) failed (alone) unavailable.",
     ("reason",),
 )
 CORRECTIONS_HELD = Metric(

@@ -2,11 +2,15 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.core import lanes
+from deployments.core.errors import Overloaded
 from deployments.core.lanes import MAX_CALL_BYTES, SMALL_REQUEST_TEXTS, Request, RequestLanes
+from deployments.core.metrics import Metric
+from deployments.core.throttle import Throttle
 
 
 class Wire:
@@ -32,6 +36,16 @@ class Wire:
 
 def lanes_of(wire: Wire, **changes: int) -> RequestLanes[str]:
     return RequestLanes(wire.send, **({"max_requests": 10, "max_waiting": 100, "max_in_flight": 1} | changes))
+
+
+class Recorder:
+    """Keeps what is counted."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[str, float, dict[str, str]]] = []
+
+    def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
+        self.counted.append((metric.name, value, labels))
 
 
 def submit(lane: RequestLanes[str], *texts: str, timeout_s: float = 60.0) -> asyncio.Task[list[str]]:
@@ -118,3 +132,34 @@ async def test_a_caller_who_leaves_takes_its_request_along():
 
     assert await asyncio.gather(first, stayer) == [["FIRST"], ["STAYER"]]
     assert wire.calls == [[["first"]], [["stayer"]]]
+
+
+async def test_what_the_model_keeps_refusing_is_refused_before_it_is_sent():
+    """Small and large requests each by what became of their kind; the refused texts are counted."""
+    sent: list[int] = []
+
+    async def send(requests: list[Request]) -> list[list[str | Overloaded]]:
+        sent.extend(len(request.texts) for request in requests)
+        full = Overloaded("the queue is full", retry_after_s=3.0)
+        return [["answer"] if len(request.texts) == 1 else [full] * len(request.texts) for request in requests]
+
+    recorder = Recorder()
+    lane: RequestLanes[str | Overloaded] = RequestLanes(
+        send,
+        max_requests=10,
+        max_waiting=10,
+        max_in_flight=1,
+        metrics=recorder,
+        throttle=lambda: Throttle(clock=lambda: 0.0, random_share=lambda: 0.999),
+    )
+
+    while lane._large.throttle.share == 1:
+        assert all(isinstance(outcome, Overloaded) for outcome in await lane.submit(LARGE, timeout_s=60))
+    sent_large = len(sent)
+
+    with pytest.raises(Overloaded, match="the queue is full") as refusal:
+        await lane.submit(LARGE, timeout_s=60)
+    assert refusal.value.retry_after_s == 3.0
+    assert recorder.counted == [("intent_model_dropped_total", len(LARGE), {"reason": "throttled"})]
+    assert await lane.submit(["small"], timeout_s=60) == ["answer"]
+    assert sent[sent_large:] == [1]
