@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(4096, ge=16, description="Padded tokens (longest × count) of one forward pass.")
     max_batch_size: int = Field(64, ge=1, description="Texts of one forward pass.")
     max_queue_ms: float = Field(
-        300.0,
+        150.0,
         gt=0,
         description="Milliseconds a request may expect to wait for others, beside the time of its own work; "
         "beyond it 429, unless the next batch has room for it.",

@@ -13,7 +13,7 @@ from rich.console import Console
 from loadgen import overload
 from loadgen.display import SilentDisplay
 from loadgen.load import LoadError
-from loadgen.overload import Found, MemoryWatch, Plan, memory, outcomes, recovery_s
+from loadgen.overload import Found, MemoryWatch, Plan, Resident, memory, outcomes, recovery_s
 from loadgen.report import Window
 from tests.unit.reports import WARMUP_S, report
 
@@ -117,8 +117,9 @@ class TestVerdicts:
         assert verdicts(found([CALM, CALM, broken, LOADED, LOADED, CALM, CALM]))["the"] is False
 
     def test_memory_that_grows_fails_and_says_where(self):
-        flat = memory({(1, "/bin/a"): GIB, (2, "b"): GIB}, {(1, "/bin/a"): GIB + 1, (2, "b"): GIB})
-        grown = memory({(1, "/bin/a"): GIB, (2, "b"): GIB}, {(1, "/bin/a"): 3 * GIB // 2, (2, "b"): GIB})
+        begin = {1: Resident("/bin/a", GIB), 2: Resident("b", GIB)}
+        flat = memory(begin, {1: Resident("/bin/a", GIB + 1), 2: Resident("b", GIB)})
+        grown = memory(begin, {1: Resident("/bin/a", 3 * GIB // 2), 2: Resident("b under another name", GIB)})
 
         assert verdicts(usual(memory=flat))["memory"] is True
         assert verdicts(usual(memory=grown))["memory"] is False
