@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed
 # It is used only where it answers: pip would retry a closed one for every package.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# Nothing is compiled beforehand (--no-compile): Python compiles the tenth of it that is imported when it is.
+# Nothing is compiled beforehand (--no-compile): Python compiles what is imported, when it is.
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test bench check clean .venv

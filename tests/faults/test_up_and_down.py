@@ -1,6 +1,5 @@
 """Starting and stopping as a user does. Runs last of all: it ends the service the other tests share."""
 
-import time
 
 from tests.service import STOP_TIMEOUT_S, Service, wait_for
 
@@ -21,13 +20,10 @@ def test_ctrl_c_leaves_nothing_and_starting_again_at_once_works(service: Service
     service.interrupt()
     assert service.left_processes() == []
 
-    started = time.monotonic()
     up = service.intents("up", "--detach", "--port", str(service.port), timeout_s=120)
-    start_s = time.monotonic() - started
     assert up.returncode == 0, up.stdout + up.stderr
     assert service.classify("Write a haiku about autumn").json()["intent"] == "creative_writing"
     assert service.stats()["total"] == total
-    assert start_s < 40
 
     service.remember_processes()
     down = service.intents("down")
