@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from deployments.core.classifier import Tokens
     from deployments.core.runtimes import Place, Precision, RuntimeName
 
-pytestmark = pytest.mark.xdist_group("runtimes")  # one process: the reference's thousand answers take it 20 s
 ARTIFACT = Artifact.load(DEFAULT_ARTIFACT)
 PROMPTS = DEFAULT_ARTIFACT.parents[1] / "training" / "prompts.jsonl"
 COMPARED = 1000
