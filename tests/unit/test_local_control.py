@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import uuid
 
 import pytest
 from rich.console import Console
@@ -32,15 +33,16 @@ def progress(told):
 @pytest.fixture
 def left_behind(tmp_path):
     """The state of a run whose supervisor was killed, and the one process that survived it."""
+    run = uuid.uuid4().hex  # its processes are looked for on the whole machine, where such another test may run
     survivor = subprocess.Popen(
         [sys.executable, "-S", "-c", "import time; print(flush=True); time.sleep(60)"],
-        env=os.environ | {RUN_VARIABLE: "killed"},
+        env=os.environ | {RUN_VARIABLE: run},
         stdout=subprocess.PIPE,
     )
     survivor.stdout.readline()
     folder = tmp_path / "scratch"
     folder.mkdir()
-    state = State("killed", GONE, "ready", "http://127.0.0.1:1", "http://127.0.0.1:2", "g", {}, folder=str(folder))
+    state = State(run, GONE, "ready", "http://127.0.0.1:1", "http://127.0.0.1:2", "g", {}, folder=str(folder))
     file = StateFile(tmp_path)
     file.write(state)
     yield file, Identity.of(survivor.pid), folder
