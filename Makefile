@@ -9,8 +9,6 @@ STAMP := $(VENV)/installed
 # It is used only where it answers: pip would retry a closed one for every package.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# Nothing is compiled beforehand (--no-compile): Python compiles what is imported, when it is.
-
 .DEFAULT_GOAL := help
 .PHONY: help serve test bench check clean .venv
 
@@ -42,7 +40,7 @@ $(STAMP): pyproject.toml cluster/constraints.txt
 	@if $(BIN)/python -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=5)' $(TORCH_INDEX) 2>/dev/null; \
 	    then index="--extra-index-url $(TORCH_INDEX)"; fi; \
 	    echo "installing into $(VENV)$${index:+, torch from $(TORCH_INDEX)}"; \
-	    $(BIN)/pip install --disable-pip-version-check --no-compile $$index -c cluster/constraints.txt -e '.[dev]'
+	    $(BIN)/pip install --disable-pip-version-check $$index -c cluster/constraints.txt -e '.[dev]'
 	@touch $@
 
 clean: ## remove .venv and everything the tools left
