@@ -66,12 +66,18 @@ class RayMetrics:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_PERIOD_S)
-            counts, self._counts = self._counts, {}
-            for (metric, labels), value in counts.items():
-                if value > 0:  # Ray refuses to add nothing
-                    self._instrument(metric).inc(value, tags=dict(labels))
-            for (metric, labels), value in self._gauges.items():
-                self._instrument(metric).set(value, tags=dict(labels))
+            try:
+                self._hand_over()
+            except Exception:  # a metric that Ray refuses must not end all the others
+                logger.exception("metrics were not reported")
+
+    def _hand_over(self) -> None:
+        counts, self._counts = self._counts, {}
+        for (metric, labels), value in counts.items():
+            if value > 0:  # Ray refuses to add nothing
+                self._instrument(metric).inc(value, tags=dict(labels))
+        for (metric, labels), value in self._gauges.items():
+            self._instrument(metric).set(value, tags=dict(labels))
 
 
 def _instrument(metric: Metric) -> Any:

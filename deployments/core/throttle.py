@@ -29,8 +29,8 @@ is not held back."""
 class Throttle:
     """Lets through a share of the requests, which follows what becomes of them.
 
-    Each request that `enter` lets through is told of once, by `accepted` or `refused`, or not at all when it failed
-    otherwise.
+    Whoever let a request through tells what became of it: `accepted` when it was taken, however it then ended, or
+    `refused`; nothing when the other side did not answer.
     """
 
     def __init__(

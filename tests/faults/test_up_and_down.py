@@ -1,6 +1,5 @@
 """Starting and stopping as a user does. Runs last of all: it ends the service the other tests share."""
 
-
 from tests.service import STOP_TIMEOUT_S, Service, wait_for
 
 

@@ -68,11 +68,16 @@ def test_nobody_is_held_back_while_all_are_accepted():
 
 def test_the_first_refusals_hold_nobody_back():
     """Two are taken as chance."""
-    throttle = throttle_with(0.999)
+    throttle = throttle_with(0.999, 0.999)
     for _ in range(2):
         throttle.refused(REFUSAL)
 
     throttle.enter()
+    assert throttle.share == 1
+    throttle.refused(REFUSAL)
+    assert throttle.share < 1
+    with pytest.raises(Overloaded):
+        throttle.enter()
 
 
 def test_a_worked_example():
@@ -144,6 +149,8 @@ def test_what_was_long_ago_holds_nobody_back():
     throttle = Throttle(lambda: now_s, lambda: 0.999)
     for _ in range(100):
         throttle.refused(REFUSAL)
-    now_s = 2 * FORGETS_IN_S
 
+    assert throttle.share == pytest.approx(LEAST_SHARE)
+    now_s = 2 * FORGETS_IN_S
+    assert throttle.share == 1
     throttle.enter()
