@@ -15,11 +15,12 @@ from starlette.applications import Starlette
 
 from deployments.core.artifact import Artifact
 from deployments.core.classification import to_json
-from deployments.core.connection import connect
+from deployments.core.connection import connect, subscribe
 from deployments.core.contract import BatchRequest, ClassifyRequest, FeedbackRecord
 from deployments.core.corrections import Follower
 from deployments.core.errors import BadRequest, DeadlineExceeded, IntentGraphError, Internal, InvalidInput
 from deployments.core.parsing import parse
+from deployments.core.purges import CHANNEL, PurgeFollower
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
 from deployments.http.app import build_app
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
 FOLLOW_TIMEOUT_S = 1.0
-"""How long a dead log store goes unnoticed by those who follow it."""
+"""How long a dead store goes unnoticed by those who follow it."""
 FIRST_FOLD_TIMEOUT_S = 5.0
 """Time the corrections may take to be read before a replica serves without them, degraded."""
 
@@ -55,6 +56,11 @@ class Ingress:
         await self._follower.start(timeout_s=FIRST_FOLD_TIMEOUT_S)
         self._parts = HandleParts(settings, self._follower, recorder, cache=cache, model=model, feedback=feedback)
         self._service = IntentService(settings, Artifact.load(settings.artifact_folder), self._parts, recorder)
+        self._purges = PurgeFollower(
+            lambda: subscribe(settings.predictions_url, CHANNEL, timeout_s=FOLLOW_TIMEOUT_S), self._service.local_tier
+        )
+        if settings.enable_caching and settings.local_tier_bytes:
+            self._purges.start()
         self._warming = asyncio.create_task(self._parts.health())  # a handle's first call is slow; let it be nobody's
 
     def __serve_build_asgi_app__(self) -> Starlette:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ray.serve.handle import DeploymentHandle
 
 from deployments.core import metrics
+from deployments.core.circuit_breaker import CircuitBreaker
 from deployments.core.coalesce import Coalescer
 from deployments.core.contract import HealthResponse
 from deployments.core.corrections import Correction, Follower
@@ -30,6 +31,9 @@ KEEP_PAUSE_S = 0.1
 RECORD_OVERHEAD_BYTES = 2048
 """What a feedback record has beside its text, at most: labels, user, keys."""
 PROBE_TIMEOUT_S = 1.0
+MAX_LOOKUP_FAILURES = 3
+"""Look-up calls in a row that fail before the cache deployment is left alone: two are under way at once, and a replica
+that dies or a machine that is held up for a moment fails both."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class HandleParts:
             max_waiting=MAX_WAITING,
             max_in_flight=LOOKUP_CALLS_IN_FLIGHT,
         )
+        self._breaker = CircuitBreaker("cache", self._cache_answers, failures=MAX_LOOKUP_FAILURES, recorder=recorder)
         self._writes: WriteBehind[str, Prediction] = WriteBehind(
             self._put_many, pause_s=KEEP_PAUSE_S, max_items=settings.cache_max_group, max_waiting=MAX_UNKEPT
         )
@@ -78,18 +83,39 @@ class HandleParts:
 
     async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
         """The kept prediction of each key; all misses when the cache is away."""
-        return await self._lookups.submit(keys)
+        unwritten = {key: prediction for key in keys if (prediction := self._writes.get(key))}
+        elsewhere = [key for key in keys if key not in unwritten]
+        found = dict(zip(elsewhere, await self._lookups.submit(elsewhere), strict=True)) if elsewhere else {}
+        # Again afterwards: a prediction that came meanwhile was not in the store yet when that was asked.
+        return [unwritten.get(key) or found.get(key) or self._writes.get(key) for key in keys]
 
     async def _get_many(self, keys: list[str]) -> Sequence[Prediction | None]:
+        unique = list(dict.fromkeys(keys))
+        found = dict(zip(unique, await self._ask_cache(unique), strict=True))
+        return [found[key] for key in keys]
+
+    async def _ask_cache(self, keys: list[str]) -> Sequence[Prediction | None]:
+        """The kept predictions. Fails open: the model can still answer."""
+        if not self._breaker.is_open:
+            try:
+                found: Sequence[Prediction | None] = await ask(
+                    lambda: self._cache.get_many.remote(keys), "cache", self._settings.lookup_timeout_ms / 1000
+                )
+            except IntentGraphError as error:
+                self._breaker.failed(error.detail)
+            else:
+                self._breaker.succeeded()
+                return found
+        self._metrics.record(metrics.CACHE_LOOKUPS, len(keys), result="error")
+        return [None] * len(keys)
+
+    async def _cache_answers(self) -> bool:
+        """Whether a cache replica answers, whatever it says of its store."""
         try:
-            return await ask(
-                lambda: self._cache.get_many.remote(keys), "cache", self._settings.lookup_timeout_ms / 1000
-            )
-        except IntentGraphError as error:
-            # Fail open: the model can still answer.
-            logger.warning("look-up of %d keys failed: %s", len(keys), error.detail)
-            self._metrics.record(metrics.CACHE_LOOKUPS, len(keys), result="error")
-            return [None] * len(keys)
+            await ask(self._cache.ping.remote, "cache", PROBE_TIMEOUT_S)
+        except IntentGraphError:
+            return False
+        return True
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         """Have fresh predictions kept after the answer; dropped and counted when too many wait."""

@@ -1,9 +1,14 @@
 """Connections to Redis or Valkey, with every wait bounded."""
 
+import asyncio
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from redis.asyncio import Redis
+    from redis.asyncio.client import PubSub
 
 
 def connect(url: str, *, timeout_s: float, max_connections: int = 8) -> "Redis":
@@ -29,3 +34,22 @@ def connect(url: str, *, timeout_s: float, max_connections: int = 8) -> "Redis":
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     return Redis.from_pool(pool)
+
+
+@asynccontextmanager
+async def subscribe(url: str, channel: str, *, timeout_s: float) -> "AsyncIterator[AsyncIterator[bytes]]":
+    """The messages of a channel, over a connection of its own."""
+    client = connect(url, timeout_s=timeout_s)
+    async with aclosing(client), client.pubsub(ignore_subscribe_messages=True) as subscription:
+        await subscription.subscribe(channel)
+        yield _messages(subscription, timeout_s)
+
+
+async def _messages(subscription: "PubSub", timeout_s: float) -> "AsyncIterator[bytes]":
+    while True:
+        message = await subscription.get_message(timeout=timeout_s / 2)
+        if message is None:
+            async with asyncio.timeout(timeout_s):
+                await subscription.ping()
+        elif message["type"] == "message":
+            yield message["data"]

@@ -74,11 +74,28 @@ CACHE_LOOKUPS = Metric(
     "Look-ups in the prediction store, by result: hit miss error (an error counts as a miss).",
     ("result",),
 )
+LOCAL_LOOKUPS = Metric(
+    "intent_cache_local_lookups_total",
+    "counter",
+    "Look-ups in the ingress replicas' local tiers, by result: hit (a correction too) miss.",
+    ("result",),
+)
+LOCAL_BYTES = Metric("intent_cache_local_bytes", "gauge", "Memory that the local tiers' answers take.")
+JOINED = Metric(
+    "intent_single_flight_joined_total", "counter", "Texts answered by a model call that another request had begun."
+)
 CACHE_ERRORS = Metric(
     "intent_cache_store_errors_total",
     "counter",
     "Round trips to the prediction store that failed or ran out of time, by operation: get put ping purge.",
     ("operation",),
+)
+BREAKER_OPEN = Metric(
+    "intent_cache_breaker_open",
+    "gauge",
+    "1 while some replica does not ask the cache deployment or the prediction store, because it did not answer.",
+    ("part",),
+    combine="max",
 )
 CACHE_GROUP_SIZE = Metric(
     "intent_cache_group_size",
@@ -130,7 +147,11 @@ ALL = (
     FEEDBACK_SUBMISSIONS,
     FEEDBACK_CORRECTIONS,
     CACHE_LOOKUPS,
+    LOCAL_LOOKUPS,
+    LOCAL_BYTES,
+    JOINED,
     CACHE_ERRORS,
+    BREAKER_OPEN,
     CACHE_GROUP_SIZE,
     BATCH_SIZE,
     BATCH_TOKENS,

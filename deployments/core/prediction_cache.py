@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from deployments.core import metrics
 from deployments.core.errors import DeadlineExceeded, Unavailable
 from deployments.core.prediction import Prediction
+from deployments.core.purges import CHANNEL
 from deployments.core.text import PREDICTION_KEYS
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class PredictionCache:
             Unavailable: the store did not do it (503).
         """
         async with self._purging():
-            return int(await self._client.unlink(*keys))
+            return await self._delete(keys)
 
     async def purge_all(self, *, timeout_s: float = PURGE_TIMEOUT_S) -> int:
         """Delete every prediction of every model version and nothing else, since the store may be shared.
@@ -121,11 +122,17 @@ class PredictionCache:
         while True:
             async with self._purging():
                 cursor, keys = await self._client.scan(cursor, match=PREDICTION_KEYS, count=PURGE_PAGE)
-                deleted += await self._client.unlink(*keys) if keys else 0
+                deleted += await self._delete(keys) if keys else 0
             if not cursor:
                 return deleted
             if asyncio.get_running_loop().time() >= leaves_s:
                 raise DeadlineExceeded(f"{deleted:,} predictions deleted in {timeout_s:g} s, not all; send it again")
+
+    async def _delete(self, keys: Sequence[str | bytes]) -> int:
+        """Delete from the store, then tell the local tiers: what they read meanwhile they read before."""
+        deleted = int(await self._client.unlink(*keys))
+        await self._client.publish(CHANNEL, b"")
+        return deleted
 
     @asynccontextmanager
     async def _purging(self) -> AsyncIterator[None]:

@@ -1,12 +1,13 @@
 """The life of a request, without HTTP and without Ray.
 
-    correction? ── look up ── predict what is missing ── lay corrections over ── answer ── keep what is fresh
+    local tier ── look up ── predict what is missing ── lay corrections over ── answer ── keep what is fresh
 
 `IntentService` decides; the parts it asks are behind the protocol `Parts`, which the ingress implements with handles to
 the other deployments and unit tests with a few lines.
 """
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from deployments.core import metrics
 from deployments.core.artifact import Artifact
-from deployments.core.classification import classify, fits
+from deployments.core.classification import classify, fits, to_json
 from deployments.core.contract import (
     CorrectedPair,
     FeedbackRecord,
@@ -38,12 +39,14 @@ from deployments.core.errors import (
     Unavailable,
 )
 from deployments.core.feedback_log import LogStats, Receipt, Submission
+from deployments.core.local_tier import Kept, LocalTier
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
+from deployments.core.single_flight import SingleFlight
 from deployments.core.text import correction_key, prediction_key
 
-CacheState = Literal["miss", "hit-redis", "correction", "bypass"]
-HIT_STATES = ("hit-redis", "correction")
+CacheState = Literal["miss", "hit-local", "hit-redis", "correction", "bypass"]
+HIT_STATES = ("hit-local", "hit-redis", "correction")
 
 
 class Parts(Protocol):
@@ -108,11 +111,44 @@ class Stages:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """One classification (plain JSON values) and one cache state for each text of a request, in its order."""
+class Answer:
+    """One text's classification, as the JSON that callers see, and where it came from."""
 
-    classifications: list[dict[str, Any]]
-    cache_states: list[CacheState]
+    body: bytes
+    cache_state: CacheState
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One answer for each text of a request, in its order."""
+
+    items: list[Answer]
+    stages: Stages
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """Each text's classification as JSON."""
+        return [answer.body for answer in self.items]
+
+    @property
+    def cache_states(self) -> list[CacheState]:
+        """Where each text's classification came from."""
+        return [answer.cache_state for answer in self.items]
+
+    @property
+    def classifications(self) -> list[dict[str, Any]]:
+        """Each text's classification as plain JSON values."""
+        return [json.loads(answer.body) for answer in self.items]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a request allows and wants, when its time ends, and before which purge of the local tier it came."""
+
+    policy: CachePolicy
+    scores: bool
+    leaves_s: float
+    generation: int
     stages: Stages
 
 
@@ -132,6 +168,16 @@ class IntentService:
         self._parts = parts
         self._metrics = recorder
         self._clock = clock
+        self.local_tier = LocalTier(
+            max_bytes=settings.local_tier_bytes if settings.enable_caching else 0,
+            ttl_s=settings.local_tier_ttl_s,
+            correction=self._correction,
+            recorder=recorder,
+            clock=clock,
+        )
+        self._flights: SingleFlight[str, str, Prediction | IntentGraphError] = SingleFlight(
+            parts.predict, joined=lambda texts: recorder.record(metrics.JOINED, texts), clock=clock
+        )
 
     async def classify(
         self,
@@ -149,77 +195,103 @@ class IntentService:
             DeadlineExceeded: not within `timeout_s`, or the setting's `request_timeout_s` (503).
             Internal: the model failed on a text (500).
         """
-        started = self._clock()
+        started_s = self._clock()
         limit_s = min(timeout_s or self._settings.request_timeout_s, self._settings.request_timeout_s)
-        try:
-            async with _deadline(limit_s):
-                answers = await self._classify(
-                    texts, policy or CachePolicy(), scores=scores, leaves_s=started + limit_s
-                )
-        except Exception as error:
-            self._metrics.record(metrics.REQUESTS, len(texts), status=_request_status(error))
-            raise
-        self._count(answers, self._clock() - started)
+        allowed = (policy or CachePolicy()) if self._settings.enable_caching else CachePolicy(read=False, write=False)
+        asked = _Asked(allowed, scores, started_s + limit_s, self.local_tier.generation, Stages(self._clock))
+        answers = self._at_hand(texts, asked) if allowed.read else {}
+        if rest := [text for text in dict.fromkeys(texts) if text not in answers]:
+            try:
+                async with _deadline(limit_s):
+                    answers |= await self._fetch(rest, asked)
+            except Exception as error:
+                self._metrics.record(metrics.REQUESTS, len(texts), status=_request_status(error))
+                raise
+        items = [answers[text] for text in texts]
+        self._count(items, self._clock() - started_s)
+        return Answers(items, asked.stages)
+
+    def _at_hand(self, texts: Sequence[str], asked: _Asked) -> dict[str, Answer]:
+        """Answer what the local tier has."""
+        answers: dict[str, Answer] = {}
+        with asked.stages.measure("local"):
+            for text in texts:
+                if kept := self.local_tier.get(text, scores=asked.scores):
+                    answers[text] = Answer(kept.body, "correction" if kept.correction else "hit-local")
         return answers
 
-    async def _classify(self, texts: Sequence[str], policy: CachePolicy, *, scores: bool, leaves_s: float) -> Answers:
-        stages = Stages(self._clock)
-        reads = policy.read and self._settings.enable_caching
-        corrections = [self._correction(text) if reads else None for text in texts]
-        keys = [self._key(text) for text in texts]
+    async def _fetch(self, texts: Sequence[str], asked: _Asked) -> dict[str, Answer]:
+        """Answer distinct texts from the cache deployment and the model."""
+        keys = {text: self._key(text) for text in texts}
         kept: dict[str, Prediction] = {}
-        if reads:
-            with stages.measure("cache"):
-                kept = await self._look_up(keys)
+        if asked.policy.read:
+            with asked.stages.measure("cache"):
+                kept = await self._look_up(list(dict.fromkeys(keys.values())))
         fresh: dict[str, Prediction] = {}
-        if missing := {key: text for key, text in zip(keys, texts, strict=True) if key not in kept}:
-            with stages.measure("model"):
-                fresh = await self._predict(missing, leaves_s - self._clock())
-        if policy.write and self._settings.enable_caching:
+        if missing := {key: text for text, key in keys.items() if key not in kept}:
+            with asked.stages.measure("model"):
+                fresh = await self._predict(missing, asked)
+        if asked.policy.write:
             self._keep(fresh)
+        states: dict[str, CacheState] = dict.fromkeys(kept, "hit-redis")
         predictions = kept | fresh
-        return Answers(
-            [
-                classify(predictions[key], correction, self._artifact, scores=scores)
-                for key, correction in zip(keys, corrections, strict=True)
-            ],
-            [_cache_state(reads, key in kept, correction) for key, correction in zip(keys, corrections, strict=True)],
-            stages,
-        )
+        return {
+            text: self._answer(text, predictions[key], states.get(key, "miss"), asked) for text, key in keys.items()
+        }
+
+    def _answer(self, text: str, prediction: Prediction, cache_state: CacheState, asked: _Asked) -> Answer:
+        """Lay the correction in force over a prediction, and have the answer at hand for the next caller."""
+        if not asked.policy.read:
+            if asked.policy.write:
+                self.local_tier.forget(text)  # this prediction is the one to be served from now on
+            return Answer(to_json(classify(prediction, None, self._artifact, scores=asked.scores)), "bypass")
+        text_key = correction_key(text)
+        correction = self._correction(text_key)
+        body = to_json(classify(prediction, correction, self._artifact, scores=asked.scores))
+        if self._is_own(prediction):
+            kept = Kept(body, text_key, correction)
+            self.local_tier.put(text, kept, scores=asked.scores, generation=asked.generation)
+        return Answer(body, "correction" if correction else cache_state)
 
     def _key(self, text: str) -> str:
         return prediction_key(text, self._artifact.normalisation, self._artifact.version)
 
-    def _correction(self, text: str) -> Correction | None:
+    def _correction(self, text_key: str) -> Correction | None:
         """The correction in force, unless it speaks of labels that the model in service does not have."""
-        correction = self._parts.correction(correction_key(text))
+        correction = self._parts.correction(text_key)
         return correction if correction and fits(correction, self._artifact) else None
 
     def _keep(self, fresh: Mapping[str, Prediction]) -> None:
-        # While an update rolls out, a model replica of the other version may answer: not under this version's key.
-        version = self._artifact.version
-        if own := {key: prediction for key, prediction in fresh.items() if prediction.model_version == version}:
+        if own := {key: prediction for key, prediction in fresh.items() if self._is_own(prediction)}:
             self._parts.keep(own)
 
-    async def _look_up(self, keys: Sequence[str]) -> dict[str, Prediction]:
-        unique = list(dict.fromkeys(keys))
-        found = await self._parts.look_up(unique)
-        return {key: prediction for key, prediction in zip(unique, found, strict=True) if prediction}
+    def _is_own(self, prediction: Prediction) -> bool:
+        """Whether it may be kept: while an update rolls out, a model replica of the other version may answer."""
+        return prediction.model_version == self._artifact.version
 
-    async def _predict(self, missing: Mapping[str, str], timeout_s: float) -> dict[str, Prediction]:
-        outcomes = await self._parts.predict(list(missing.values()), timeout_s)
+    async def _look_up(self, keys: Sequence[str]) -> dict[str, Prediction]:
+        found = await self._parts.look_up(keys)
+        return {key: prediction for key, prediction in zip(keys, found, strict=True) if prediction}
+
+    async def _predict(self, missing: Mapping[str, str], asked: _Asked) -> dict[str, Prediction]:
+        """The model's predictions; one for all who ask for a text now, save those who ask the model itself."""
+        timeout_s = asked.leaves_s - self._clock()
+        if asked.policy.read:
+            outcomes = await self._flights.get(missing, timeout_s)
+        else:
+            outcomes = dict(zip(missing, await self._parts.predict(list(missing.values()), timeout_s), strict=True))
         predictions = {}
-        for key, outcome in zip(missing, outcomes, strict=True):
+        for key, outcome in outcomes.items():
             if isinstance(outcome, IntentGraphError):
                 raise outcome
             predictions[key] = outcome
         return predictions
 
-    def _count(self, answers: Answers, duration_s: float) -> None:
-        for state in answers.cache_states:
-            cache_status = "hit" if state in HIT_STATES else state
-            self._metrics.record(metrics.REQUESTS, status="cache_hit" if state in HIT_STATES else "success")
-            self._metrics.record(metrics.DURATION, duration_s, cache_status=cache_status)
+    def _count(self, answers: Sequence[Answer], duration_s: float) -> None:
+        for answer in answers:
+            is_hit = answer.cache_state in HIT_STATES
+            self._metrics.record(metrics.REQUESTS, status="cache_hit" if is_hit else "success")
+            self._metrics.record(metrics.DURATION, duration_s, cache_status="hit" if is_hit else answer.cache_state)
 
     def refuse(self) -> None:
         """Count a classification request that was refused before it became texts."""
@@ -328,10 +400,13 @@ class IntentService:
         """
         if not self._settings.callers_trusted:
             raise Forbidden("anybody may call this service (`auth: open`), so nobody may empty its cache")
-        async with _deadline(self._settings.request_timeout_s):
-            if request.texts is None:
-                return PurgeResponse(deleted=await self._parts.purge_all())
-            return PurgeResponse(deleted=await self._parts.purge([self._key(text) for text in request.texts]))
+        try:
+            async with _deadline(self._settings.request_timeout_s):
+                if request.texts is None:
+                    return PurgeResponse(deleted=await self._parts.purge_all())
+                return PurgeResponse(deleted=await self._parts.purge([self._key(text) for text in request.texts]))
+        finally:
+            self.local_tier.clear()  # the other replicas' tiers hear of it from the store
 
     def types(self) -> TypesResponse:
         """The labels of the model in service."""
@@ -345,14 +420,6 @@ async def _deadline(limit_s: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise DeadlineExceeded(f"no answer within {limit_s:g} s; try again later or send fewer texts") from error
-
-
-def _cache_state(reads: bool, was_kept: bool, correction: Correction | None) -> CacheState:
-    if not reads:
-        return "bypass"
-    if correction:
-        return "correction"
-    return "hit-redis" if was_kept else "miss"
 
 
 def _request_status(error: Exception) -> str:

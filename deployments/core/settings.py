@@ -59,6 +59,10 @@ class Settings(BaseSettings):
     lookup_timeout_ms: float = Field(
         250.0, gt=0, description="Time budget of a call to the cache deployment; beyond it a miss."
     )
+    local_tier_bytes: int = Field(
+        32 * 1024 * 1024, ge=0, description="Memory of each ingress replica for ready answers; 0: none are kept there."
+    )
+    local_tier_ttl_s: float = Field(30.0, gt=0, description="Seconds an ingress replica serves an answer from memory.")
     cache_max_group: int = Field(512, ge=1, description="Most look-ups one round trip carries.")
 
     # Model

@@ -40,6 +40,7 @@ class WriteBehind(Generic[K, V]):
         self._max_waiting = max_waiting
         self._sleep = sleep
         self._waiting: dict[K, V] = {}
+        self._being_written: dict[K, V] = {}
         self._writer: asyncio.Task[None] | None = None
 
     def put(self, items: Mapping[K, V]) -> bool:
@@ -52,11 +53,17 @@ class WriteBehind(Generic[K, V]):
             self._writer = asyncio.create_task(self._write_all(), context=contextvars.Context())
         return True
 
+    def get(self, key: K) -> V | None:
+        """What is not written yet: whoever reads elsewhere would miss it, or find what it replaces."""
+        return self._waiting.get(key) or self._being_written.get(key)
+
     async def _write_all(self) -> None:
         try:
             while self._waiting:
                 await self._sleep(self._pause_s)
                 oldest = list(islice(self._waiting, self._max_items))
-                await self._write({key: self._waiting.pop(key) for key in oldest})
+                self._being_written = {key: self._waiting.pop(key) for key in oldest}
+                await self._write(self._being_written)
+                self._being_written = {}
         finally:
             self._writer = None

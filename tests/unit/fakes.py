@@ -95,16 +95,18 @@ class FakeParts:
 
 
 class CountingMetrics:
-    """Sums and counts what was recorded, by metric name and labels."""
+    """Sums and counts what was recorded, by metric name and labels, and keeps the latest value."""
 
     def __init__(self) -> None:
         self.totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self.latest: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self.counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
 
     def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
         assert set(labels) == set(metric.labels)
         key = metric.name, tuple(sorted(labels.items()))
         self.totals[key] = self.totals.get(key, 0.0) + value
+        self.latest[key] = value
         self.counts[key] += 1
 
     def observations(self, metric: Metric, **labels: str) -> int:
@@ -112,3 +114,6 @@ class CountingMetrics:
 
     def total(self, metric: Metric, **labels: str) -> float:
         return self.totals.get((metric.name, tuple(sorted(labels.items()))), 0.0)
+
+    def last(self, metric: Metric, **labels: str) -> float:
+        return self.latest[metric.name, tuple(sorted(labels.items()))]

@@ -1,0 +1,111 @@
+"""Following purges: the local tier is open exactly while it hears of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from deployments.core.local_tier import Kept, LocalTier
+from deployments.core.metrics import NoMetrics
+from deployments.core.purges import PurgeFollower
+
+
+class Channel:
+    """A channel whose next message, or error, the test gives; each subscription sets `subscribed`."""
+
+    def __init__(self) -> None:
+        self.subscribed = asyncio.Event()
+        self._messages: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+
+    def say(self, message: bytes | Exception) -> None:
+        self._messages.put_nowait(message)
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.subscribed.set()
+        yield self._heard()
+
+    async def _heard(self) -> AsyncIterator[bytes]:
+        while True:
+            message = await self._messages.get()
+            if isinstance(message, Exception):
+                raise message
+            yield message
+
+
+@pytest.fixture
+def tier() -> LocalTier:
+    return LocalTier(max_bytes=10_000, ttl_s=30, correction=lambda _key: None, recorder=NoMetrics())
+
+
+@pytest.fixture
+def channel() -> Channel:
+    return Channel()
+
+
+@pytest.fixture
+async def follower(channel: Channel, tier: LocalTier) -> AsyncIterator[PurgeFollower]:
+    follower = PurgeFollower(channel.subscribe, tier, jitter=lambda: 0.0)
+    follower.start()
+    await turns()
+    yield follower
+    await follower.close()
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def keep(tier: LocalTier) -> None:
+    tier.put("a", Kept(b"{}", "key", None), scores=False, generation=tier.generation)
+
+
+async def test_a_purge_empties_the_tier_and_leaves_it_open(follower: PurgeFollower, channel: Channel, tier: LocalTier):
+    """Until then it keeps what it is given, and goes on doing so."""
+    keep(tier)
+    kept_before = len(tier)
+    channel.say(b"")
+    await turns()
+
+    assert (kept_before, len(tier), tier.is_open) == (1, 0, True)
+
+
+async def test_losing_the_subscription_closes_the_tier_until_there_is_another(
+    follower: PurgeFollower, channel: Channel, tier: LocalTier
+):
+    """Never served blind, and nobody has to restart anything."""
+    keep(tier)
+    channel.say(ConnectionError("gone"))
+    await turns()
+    lost = (len(tier), tier.is_open)
+    channel.subscribed.clear()
+    async with asyncio.timeout(5):
+        await channel.subscribed.wait()
+    await turns()
+
+    assert lost == (0, False)
+    assert tier.is_open
+
+
+async def test_the_log_names_the_error_and_not_its_words(
+    follower: PurgeFollower, channel: Channel, caplog: pytest.LogCaptureFixture
+):
+    """A client's message may carry the URL, and the URL a password."""
+    channel.say(ConnectionError("redis://:secret@host is gone"))
+    await turns()
+
+    assert "ConnectionError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_after_its_end_the_tier_is_closed(channel: Channel, tier: LocalTier):
+    """Nobody listens any more."""
+    follower = PurgeFollower(channel.subscribe, tier)
+    follower.start()
+    await turns()
+    was_open = tier.is_open
+    await follower.close()
+
+    assert (was_open, tier.is_open) == (True, False)
