@@ -391,7 +391,7 @@ def test_a_warming_in_more_time_than_its_caller_has_is_503_with_the_counts(clien
     answer = client.post(WARM, json={"texts": ["a", "b"]}, headers={"X-Request-Timeout-Seconds": "0.1"})
 
     assert (answer.status_code, answer.json()["type"]) == (503, "deadline-exceeded")
-    assert "1 cached already, 0 computed and kept; sent again" in answer.json()["detail"]
+    assert "within 0.08 s; 1 cached already, 0 computed and kept; sent again" in answer.json()["detail"]
     assert client.post(WARM, json={"texts": ["a"]}, headers={"X-Request-Timeout-Seconds": "soon"}).status_code == 422
 
 
