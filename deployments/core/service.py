@@ -49,9 +49,6 @@ from deployments.core.warming import Warming
 
 CacheState = Literal["miss", "hit-redis", "correction", "bypass"]
 HIT_STATES = ("hit-redis", "correction")
-
-WARMING_SHARE = 0.5
-"""Of `max_queue_ms`, the time of a warming's portion: callers who come meanwhile are not refused because of it."""
 WARMING_MARGIN_S = 1.0
 
 
@@ -393,7 +390,8 @@ class IntentService:
             look_up=self._parts.look_up,
             predict=predict,
             keep=self._parts.keep_now,
-            portion_s=WARMING_SHARE * self._settings.max_queue_ms / 1000,
+            # So long a caller may wait for others, the way to the model not counted: the portion itself refuses nobody.
+            portion_s=self._settings.max_queue_ms / 1000,
             max_portion=min(self._settings.max_batch_size, MAX_BATCH),
             clock=self._clock,
         )

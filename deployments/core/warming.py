@@ -26,7 +26,7 @@ class Warming:
         look_up: The kept prediction of each key, None where there is none.
         predict: One outcome a text, in order; may raise as well.
         keep: Keeps predictions; when it returns, the store has them.
-        portion_s: The time that a portion should keep the model for.
+        portion_s: The time that a portion should take.
         max_portion: Most texts of a portion.
         clock: Monotonic seconds.
         sleep: Waits so many seconds.
@@ -95,9 +95,16 @@ class Warming:
         return outcomes
 
     def _learn(self, texts: int, took_s: float) -> None:
-        """Choose the next portion's size by what the last one took; one that was quick may have been of short texts."""
+        """Choose the next portion's size by what the last one took.
+
+        In time left over there is room for one more, however much of the rest a call takes by itself; for twice as
+        many at most, since a quick one may have been of short texts.
+        """
         fitting = int(texts * self._portion_s / took_s) if took_s > 0 else self._max_portion
-        self._size = max(1, min(fitting, 2 * self._size, self._max_portion))
+        if took_s < self._portion_s:
+            self._size = min(max(fitting, texts + 1), 2 * texts, self._max_portion)
+        else:
+            self._size = max(fitting, 1)
 
     async def _settle(self, portion: Mapping[str, str], outcomes: Sequence[Prediction | IntentGraphError]) -> None:
         """Keep what was predicted, then tell what was not."""

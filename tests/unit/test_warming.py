@@ -13,11 +13,15 @@ Outcome = Prediction | IntentGraphError
 
 
 class Graph:
-    """Predicts in `text_s` a text, on a clock of its own; `refusals` come first, `outcomes` instead of predictions."""
+    """Predicts in `text_s` a text and `call_s` a call, on a clock of its own.
 
-    def __init__(self, *, text_s: float = 0.01) -> None:
+    `refusals` come first, `outcomes` instead of predictions.
+    """
+
+    def __init__(self, *, text_s: float = 1.0, call_s: float = 0.0) -> None:
         self.now_s = 0.0
         self.text_s = text_s
+        self.call_s = call_s
         self.kept: dict[str, Prediction] = {}
         self.portions: list[list[str]] = []
         self.slept_s: list[float] = []
@@ -30,7 +34,7 @@ class Graph:
 
     async def predict(self, texts: Sequence[str]) -> list[Outcome]:
         self.portions.append(list(texts))
-        self.now_s += self.text_s * len(texts)
+        self.now_s += self.call_s + self.text_s * len(texts)
         if self.refusals:
             return [self.refusals.pop(0)] * len(texts)
         return [self.outcomes.get(text, prediction(text)) for text in texts]
@@ -43,7 +47,7 @@ class Graph:
     async def sleep(self, seconds: float) -> None:
         self.slept_s.append(seconds)
 
-    def warming(self, *, portion_s: float = 0.05, max_portion: int = 64) -> Warming:
+    def warming(self, *, portion_s: float = 8.0, max_portion: int = 64) -> Warming:
         return Warming(
             look_up=self.look_up,
             predict=self.predict,
@@ -76,16 +80,16 @@ async def test_what_is_kept_already_is_not_computed_again():
 
 
 async def test_a_portion_takes_the_model_about_the_time_it_may():
-    """At 10 ms a text, 50 ms are five texts: who comes meanwhile waits for no more."""
-    graph = Graph(text_s=0.01)
-    await graph.warming(portion_s=0.05).run(named(22))
+    """At a second a text, five seconds are five texts: who comes meanwhile waits for no more."""
+    graph = Graph(text_s=1.0)
+    await graph.warming(portion_s=5.0).run(named(22))
 
     assert graph.sizes == [FIRST_PORTION, 5, 5, 4]
 
 
 async def test_portions_grow_by_twice_at_most_and_to_their_limit():
     """One quick portion may just have been of short texts."""
-    graph = Graph(text_s=0.0001)
+    graph = Graph(text_s=0.01)
     await graph.warming(max_portion=40).run(named(104))
 
     assert graph.sizes == [8, 16, 32, 40, 8]
@@ -94,9 +98,24 @@ async def test_portions_grow_by_twice_at_most_and_to_their_limit():
 async def test_a_text_that_takes_longer_than_a_portion_may_goes_alone():
     """However slow the model is, it goes on."""
     graph = Graph(text_s=3.0)
-    await graph.warming(portion_s=0.05).run(named(10))
+    await graph.warming(portion_s=0.5).run(named(10))
 
     assert graph.sizes == [8, 1, 1]
+
+
+async def test_what_a_call_takes_by_itself_does_not_keep_portions_small():
+    """At 6 s a call and 0.5 s a text, 8 s are four texts, also after one portion was slow for another reason."""
+
+    class Recovers(Graph):
+        async def predict(self, texts: Sequence[str]) -> list[Outcome]:
+            outcomes = await super().predict(texts)
+            self.call_s = 6.0
+            return outcomes
+
+    graph = Recovers(text_s=0.5, call_s=40.0)
+    await graph.warming(portion_s=8.0).run(named(8 + 1 + 2 + 3 + 4 + 4))
+
+    assert graph.sizes == [8, 1, 2, 3, 4, 4]
 
 
 async def test_a_full_queue_is_waited_out_and_met_again_with_fewer_texts():
