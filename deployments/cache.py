@@ -27,9 +27,9 @@ class Cache:
         """The prediction of each key, in order; None for a miss."""
         return await self._cache.get_many(keys)
 
-    async def put_many(self, predictions: Mapping[str, Prediction]) -> None:
-        """Keep predictions for their time to live."""
-        await self._cache.put_many(predictions)
+    async def put_many(self, predictions: Mapping[str, Prediction]) -> bool:
+        """Keep predictions for their time to live; give whether the store has them."""
+        return await self._cache.put_many(predictions)
 
     async def purge(self, keys: Sequence[str]) -> int:
         """Delete the predictions under `keys`; give how many there were."""

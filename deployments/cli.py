@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path  # noqa: TC003 — typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -25,10 +27,11 @@ from deployments.terminal import INTERRUPTED, console, examples, one_line_errors
 from deployments.training import cli as training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from deployments.local.control import Report
     from deployments.local.plan import Options
+    from deployments.local.remote import Warmed
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 SHOWN_TEXT = 48
@@ -273,6 +276,59 @@ def purge(
             raise StartupError("no text came in; give one, or a line of standard input for `-`")
         deleted = asyncio.run(remote.purge_all(address) if everything else remote.purge(address, named))
         typer.echo(f"{deleted} prediction{'' if deleted == 1 else 's'} deleted")
+
+
+@app.command(
+    epilog=examples(
+        "intents warm prompts.jsonl",
+        "intents warm --top 10000 trace.jsonl",
+        "zcat prompts.txt.gz | intents warm - --url http://intents.example:8000",
+    )
+)
+def warm(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="JSONL rows with `text`, a trace of `intents load`, or one text a line; `-` reads standard input.",
+        ),
+    ],
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Only so many, the most frequent; every distinct one when absent.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Address of the service; the one running here when absent.")] = None,
+) -> None:
+    """Have texts computed and kept before anybody asks for them, the most frequent first; callers are served meanwhile.
+
+    Stopped early, it goes on where it was when started again: what is kept is not computed twice.
+    """
+    with one_line_errors():
+        from deployments.local import remote
+        from deployments.local.text_file import most_frequent
+
+        address = _address(url)
+        texts = most_frequent(file, top)
+        with _told_on_stderr() as tell:
+            done = asyncio.run(
+                remote.warm(address, texts, lambda so_far: tell(f"{_warmed(so_far)}, of {len(texts):,}"))
+            )
+        typer.echo(_warmed(done))
+
+
+@contextmanager
+def _told_on_stderr() -> Iterator[Callable[[str], None]]:
+    from deployments.local.progress import Progress
+
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    try:
+        yield progress.waiting
+    finally:
+        progress.rest()
+
+
+def _warmed(done: Warmed) -> str:
+    texts = f"{done.requested:,} text{'' if done.requested == 1 else 's'}"
+    return f"{texts}: {done.computed:,} computed, {done.already_cached:,} cached already"
 
 
 app.command(epilog=training.TRAIN_EXAMPLES)(training.train)

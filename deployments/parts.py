@@ -12,7 +12,7 @@ from deployments.core.circuit_breaker import CircuitBreaker
 from deployments.core.coalesce import Coalescer
 from deployments.core.contract import HealthResponse
 from deployments.core.corrections import Correction, Follower
-from deployments.core.errors import IntentGraphError
+from deployments.core.errors import IntentGraphError, Unavailable
 from deployments.core.feedback_log import LogStats, Receipt, Submission
 from deployments.core.lanes import Request, RequestLanes, utf8_bytes
 from deployments.core.prediction import Prediction
@@ -128,6 +128,12 @@ class HandleParts:
         except IntentGraphError as error:
             logger.warning("keeping %d predictions failed: %s", len(predictions), error.detail)
             self._metrics.record(metrics.CACHE_ERRORS, operation="put")
+
+    async def keep_now(self, predictions: Mapping[str, Prediction]) -> None:
+        """Keep predictions; when it returns, the store has them."""
+        kept = await ask(lambda: self._cache.put_many.remote(predictions), "cache", self._settings.request_timeout_s)
+        if not kept:
+            raise Unavailable("the prediction store does not keep what is computed")
 
     async def purge(self, keys: Sequence[str]) -> int:
         """Delete the predictions under `keys`; give how many there were. Those still to be kept are not waited for."""

@@ -16,6 +16,9 @@ from deployments.core.errors import InvalidInput
 MAX_TEXT = 5000
 MAX_BATCH = 100
 MAX_PURGE = 1000
+MAX_WARM = 1000
+MAX_WARM_BODY_BYTES = 8 * 1024 * 1024
+"""So much more than `max_body_bytes` that a thousand texts of 2,000 characters of any script fit."""
 MAX_USER_ID = 128
 MAX_TECHNIQUES = 16
 INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
@@ -127,6 +130,12 @@ class PurgeRequest(_Request):
         return self
 
 
+class WarmRequest(_Request):
+    """Texts to compute before they are asked for."""
+
+    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_WARM, fail_fast=True)]
+
+
 class Metadata(BaseModel):
     """Where a classification comes from and how much of the text it saw."""
 
@@ -228,6 +237,14 @@ class PurgeResponse(BaseModel):
     """How many predictions were deleted."""
 
     deleted: int
+
+
+class WarmResponse(BaseModel):
+    """What became of the texts. Texts that the model cannot tell apart are one: the sum may be under `requested`."""
+
+    requested: Annotated[int, Field(description="Texts sent, as they were sent.")]
+    already_cached: Annotated[int, Field(description="Texts whose prediction the store had.")]
+    computed: Annotated[int, Field(description="Texts whose prediction was computed; the store has it now.")]
 
 
 class HealthResponse(BaseModel):

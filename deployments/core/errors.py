@@ -3,7 +3,7 @@
     IntentGraphError
     ├── BadRequest            400  malformed JSON or UTF-8
     │   └── TooLarge          413  body over its limit
-    ├── Forbidden             403  more than this caller is trusted with
+    ├── Forbidden             403  more than the settings allow this caller
     ├── InvalidInput          422  well-formed, but not what the contract takes
     │   └── KeyConflict       422  an idempotency key seen before with another body
     ├── NotFound              404  no such path or record
@@ -68,7 +68,7 @@ class TooLarge(BadRequest):
 
 
 class Forbidden(IntentGraphError):
-    """More than this caller is trusted with."""
+    """More than the settings allow this caller; sent again it is refused again."""
 
     status = 403
     slug = "forbidden"

@@ -82,8 +82,11 @@ class PredictionCache:
         self._metrics.record(metrics.CACHE_GROUP_SIZE, len(keys))
         return found
 
-    async def put_many(self, predictions: Mapping[str, Prediction]) -> None:
-        """Keep each prediction under its key for the time to live; one round trip, bounded in time."""
+    async def put_many(self, predictions: Mapping[str, Prediction]) -> bool:
+        """Keep each prediction under its key for the time to live; one round trip, bounded in time.
+
+        Gives whether the store says that it has all of them.
+        """
         pipeline = self._client.pipeline(transaction=False)
         for key, prediction in predictions.items():
             pipeline.set(key, _STORED.dump_json(_Stored(1, prediction)), px=self._ttl_ms())
@@ -92,8 +95,9 @@ class PredictionCache:
                 await pipeline.execute()
         except Exception as error:  # noqa: BLE001 — fail open: an unkept prediction is computed again
             self._failed("put", error)
-            return
+            return False
         self._answered()
+        return True
 
     async def purge(self, keys: Sequence[str]) -> int:
         """Delete the predictions under `keys`; give how many there were. One round trip, bounded in time.

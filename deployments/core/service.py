@@ -19,6 +19,7 @@ from deployments.core import metrics
 from deployments.core.artifact import Artifact
 from deployments.core.classification import classify, fits, to_json
 from deployments.core.contract import (
+    MAX_BATCH,
     CorrectedPair,
     FeedbackRecord,
     FeedbackResponse,
@@ -27,6 +28,8 @@ from deployments.core.contract import (
     PurgeResponse,
     StatsResponse,
     TypesResponse,
+    WarmRequest,
+    WarmResponse,
 )
 from deployments.core.corrections import Correction
 from deployments.core.errors import (
@@ -34,6 +37,7 @@ from deployments.core.errors import (
     DeadlineExceeded,
     Forbidden,
     IntentGraphError,
+    Internal,
     InvalidInput,
     Overloaded,
     Unavailable,
@@ -44,9 +48,11 @@ from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
 from deployments.core.single_flight import SingleFlight
 from deployments.core.text import correction_key, prediction_key
+from deployments.core.warming import Warming
 
 CacheState = Literal["miss", "hit-local", "hit-redis", "correction", "bypass"]
 HIT_STATES = ("hit-local", "hit-redis", "correction")
+WARMING_MARGIN_S = 1.0
 
 
 class Parts(Protocol):
@@ -57,6 +63,9 @@ class Parts(Protocol):
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         """Have fresh predictions kept; returns at once, nobody waits for it."""
+
+    async def keep_now(self, predictions: Mapping[str, Prediction]) -> None:
+        """Keep predictions; when it returns, the store has them. Raises `Unavailable`."""
 
     async def purge(self, keys: Sequence[str]) -> int:
         """Delete the predictions under `keys`; give how many there were. Raises `Unavailable`."""
@@ -407,6 +416,73 @@ class IntentService:
                 return PurgeResponse(deleted=await self._parts.purge([self._key(text) for text in request.texts]))
         finally:
             self.local_tier.clear()  # the other replicas' tiers hear of it from the store
+
+    async def warm(self, request: WarmRequest, *, timeout_s: float | None = None) -> WarmResponse:
+        """Have the predictions of texts kept before anybody asks for them; callers go first, see `warming`.
+
+        When it returns, the prediction store has them: the fresh ones for a whole time to live, those that it had for
+        what is left of theirs. Warmed texts count as no classification requests.
+
+        Raises:
+            Forbidden: anybody may call this service; or its caching is off (403): sending it again cannot help and
+                another body neither, only whoever sets `enable_caching` can.
+            DeadlineExceeded: not all of it within `timeout_s`, or the setting's `request_timeout_s` (503).
+            Unavailable: no model answered, or the prediction store did not keep what was computed (503).
+            Internal: the model failed on a text (500); all others are computed and kept.
+
+            The last three tell how far it came. What was computed stays kept: sent again, it goes on from there.
+        """
+        self._require_warmable()
+        limit_s = min(timeout_s or self._settings.request_timeout_s, self._settings.request_timeout_s)
+        warming = self._warming(self._clock() + limit_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                await warming.run(await asyncio.to_thread(self._by_key, request.texts))
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"not all of it within {limit_s:g} s; {warming}") from error
+        except (Unavailable, Internal) as error:
+            raise type(error)(f"{error.detail}; {warming}", retry_after_s=error.retry_after_s) from error
+        if warming.failed:
+            first = request.texts.index(warming.failed[0])
+            raise Internal(f"the model failed on {len(warming.failed):,} texts, texts.{first} is the first; {warming}")
+        return WarmResponse(
+            requested=len(request.texts), already_cached=warming.already_cached, computed=warming.computed
+        )
+
+    def _require_warmable(self) -> None:
+        if not self._settings.callers_trusted:
+            raise Forbidden("anybody may call this service (`auth: open`), so nobody may fill its cache")
+        if not self._settings.enable_caching:
+            raise Forbidden("caching is off (`enable_caching`), so nothing would be kept; switch it on first")
+
+    def _warming(self, leaves_s: float) -> Warming:
+        async def predict(texts: Sequence[str]) -> list[Prediction | IntentGraphError]:
+            # A little longer than there is time: so it is always the warming that ends, and tells how far it came.
+            timeout_s = leaves_s - self._clock() + WARMING_MARGIN_S
+            return [self._own(outcome) for outcome in await self._parts.predict(texts, timeout_s)]
+
+        return Warming(
+            look_up=self._parts.look_up,
+            predict=predict,
+            keep=self._parts.keep_now,
+            # So long a caller may wait for others, the way to the model not counted: the portion itself refuses nobody.
+            portion_s=self._settings.max_queue_ms / 1000,
+            max_portion=min(self._settings.max_batch_size, MAX_BATCH),
+            clock=self._clock,
+        )
+
+    def _own(self, outcome: Prediction | IntentGraphError) -> Prediction | IntentGraphError:
+        """The outcome, if it may be kept."""
+        if isinstance(outcome, IntentGraphError) or self._is_own(outcome):
+            return outcome
+        return Unavailable(f"model {outcome.model_version} answered instead of {self._artifact.version}: an update")
+
+    def _by_key(self, texts: Sequence[str]) -> dict[str, str]:
+        """The first text of each key, in order. Run it on a thread: a thousand long ones take most of a second."""
+        by_key: dict[str, str] = {}
+        for text in texts:
+            by_key.setdefault(self._key(text), text)
+        return by_key
 
     def types(self) -> TypesResponse:
         """The labels of the model in service."""

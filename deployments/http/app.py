@@ -3,6 +3,7 @@
 `CALLS` is the table; routing and `/openapi.json` both come from it.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -72,6 +73,9 @@ CALLS = (
          contract.StatsResponse, refuses=(500, 503)),
     Call("POST", f"{API}/cache/purge", "Delete kept predictions", "purge",
          contract.PurgeResponse, contract.PurgeRequest, refuses=(400, 403, 413, 422, 500, 503)),
+    Call("POST", f"{API}/cache/warm", "Compute predictions and keep them, before anybody asks", "warm",
+         contract.WarmResponse, contract.WarmRequest, refuses=(400, 403, 413, 422, 429, 500, 503),
+         headers=("X-Request-Timeout-Seconds",)),
     Call("GET", "/health/live", "Whether this process answers", "live", contract.HealthResponse),
     Call("GET", "/health/ready", "Whether the service can classify", "ready", contract.HealthResponse, refuses=(503,)),
     Call("GET", "/health", "The same with details", "health", contract.HealthResponse, refuses=(503,)),
@@ -173,6 +177,16 @@ class Handlers:
         purged = await self._service.purge(payload)
         request.state.log = {"deleted": purged.deleted}
         return _json(to_json(purged.model_dump()))
+
+    async def warm(self, request: Request) -> Response:
+        """Compute predictions and keep them."""
+        timeout_s = _timeout_s(request)
+        body = await _read_body(request, contract.MAX_WARM_BODY_BYTES)
+        # On a thread: a thousand long texts take a quarter of a second, in which this replica would answer nobody.
+        payload = await asyncio.to_thread(parse, contract.WarmRequest, body)
+        warmed = (await self._service.warm(payload, timeout_s=timeout_s)).model_dump()
+        request.state.log = warmed
+        return _json(to_json(warmed))
 
     async def live(self, _request: Request) -> Response:
         """Answer; that is the point."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -11,10 +12,30 @@ from deployments.client import HttpClient
 from deployments.core.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 MOST_TEXTS = 100
-"""In one batch, as the contract has it; of a purge too, which takes more, since 100 of any length fit a body."""
+"""In one batch, as the contract has it; of a purge too, which takes more, since 100 of any length fit a body; and of a
+warming, since 100 of any length are computed within a request's time."""
+WARM_ATTEMPTS = 5
+"""More than for a question: nobody waits for the answer, and each attempt goes on where the one before ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """How many texts were sent so far, and what became of them."""
+
+    requested: int = 0
+    already_cached: int = 0
+    computed: int = 0
+
+    def plus(self, answer: Mapping[str, int]) -> Warmed:
+        """With the service's answer for some more."""
+        return Warmed(
+            self.requested + answer["requested"],
+            self.already_cached + answer["already_cached"],
+            self.computed + answer["computed"],
+        )
 
 
 async def classify(address: str, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -39,22 +60,45 @@ async def purge_all(address: str) -> int:
         return await client.purge_all()
 
 
-@asynccontextmanager
-async def _client(address: str) -> AsyncIterator[HttpClient]:
+async def warm(address: str, texts: Sequence[str], told: Callable[[Warmed], None]) -> Warmed:
+    """Have the predictions of `texts` kept, in their order; `told` hears how far it is.
+
+    Raises as `classify` does, with the number of those done before.
+    """
+    done = Warmed()
     try:
-        async with HttpClient(address) as client:
+        async with _client(address, attempts=WARM_ATTEMPTS) as client:
+            for batch in _batches(texts):
+                told(done)
+                done = done.plus(await client.warm(batch))
+    except StartupError as error:
+        before = f"; {done.requested:,} of {len(texts):,} texts were done before" if done.requested else ""
+        raise StartupError(f"{error}{before}") from None
+    return done
+
+
+@asynccontextmanager
+async def _client(address: str, *, attempts: int = 3) -> AsyncIterator[HttpClient]:
+    try:
+        async with HttpClient(address, attempts=attempts) as client:
             yield client
     except aiohttp.InvalidURL:
         raise StartupError(f"{address} is not an address; --url takes one such as http://127.0.0.1:8000") from None
     except ConnectionError:
         remedy = "start the service with `intents up`, or name it with --url"
         raise StartupError(f"nothing answers at {address}; {remedy}") from None
-    except TimeoutError:
+    except TimeoutError as error:
+        if "deadline-exceeded" in str(error):
+            raise StartupError(f"{address} answers {_one_line(error)}") from None
         raise StartupError(f"{address} does not answer in time; see `intents status`") from None
     except (ValueError, RuntimeError) as error:
-        raise StartupError(f"{address} answers {' '.join(str(error).split())}") from None
+        raise StartupError(f"{address} answers {_one_line(error)}") from None
     except (aiohttp.ClientError, KeyError):
         raise StartupError(f"{address} does not answer as this service does; name it with --url") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _batches(texts: Sequence[str]) -> list[Sequence[str]]:

@@ -5,7 +5,6 @@ the file's name when missing) and `split` (`test`: never trained on, whatever fi
 cannot tell apart (white space, ASCII case) are one text.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,14 +12,14 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from deployments.core.artifact import LABEL_PATTERN, NORMALISATION
 from deployments.core.errors import StartupError
+from deployments.core.jsonl import parse_object, string_field
 from deployments.core.text import normalise
 
 LABEL: Final = re.compile(LABEL_PATTERN)
-LONE_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 LISTED_LABELS: Final = 20
 """Known labels up to which a message lists all of them."""
 
@@ -131,14 +130,9 @@ def _read_file(path: Path, source: str) -> Iterator[Row]:
 
 
 def _parse_row(line: str, place: str, source: str) -> Row:
-    try:
-        fields: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError also for a number of more digits than Python reads
-        raise StartupError(f"{place}: not JSON ({error}); put one object on the line") from error
-    if not isinstance(fields, dict):
-        raise StartupError(f'{place}: a JSON object is expected; write {{"text": …, "intent": …}}')
+    fields = parse_object(line, place, example='{"text": …, "intent": …}')
     text, intent, complexity, split = (
-        _string(fields, name, place) for name in ("text", "intent", "complexity", "split")
+        string_field(fields, name, place) for name in ("text", "intent", "complexity", "split")
     )
     if not text or not text.strip():
         raise StartupError(f'{place}: no text; add a non-blank "text" or remove the line')
@@ -148,17 +142,8 @@ def _parse_row(line: str, place: str, source: str) -> Row:
         raise StartupError(f"{place}: intent {intent!r}: a label has 1 to 64 characters and no blanks; rename it")
     if split not in {None, Split.TRAIN, Split.TEST}:
         raise StartupError(f'{place}: "split" is {split!r}; write train or test, or leave it out')
-    source = _string(fields, "source", place) or source
+    source = string_field(fields, "source", place) or source
     return Row(text, intent, complexity, source, place, Split(split or Split.TRAIN))
-
-
-def _string(fields: dict[str, Any], name: str, place: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise StartupError(f"{place}: {name!r} is {value!r}; write a string")
-    if value and LONE_SURROGATE.search(value):
-        raise StartupError(f"{place}: {name!r} holds half a surrogate pair (\\ud800 to \\udfff); remove it")
-    return value
 
 
 def _check_known(row: Row, kind: str, label: str | None, known: Sequence[str] | None) -> None:

@@ -57,6 +57,7 @@ class FakeParts:
         self.corrections: dict[str, Correction] = {}
         self.outcomes: dict[str, Prediction | IntentGraphError] = {}
         self.purge_error: IntentGraphError | None = None
+        self.keep_error: IntentGraphError | None = None
         self.predicted: list[str] = []
         self.submissions: list[Submission] = []
         self.receipt: Receipt | IntentGraphError = Receipt("1-0", duplicate=False, applied=True)
@@ -66,6 +67,11 @@ class FakeParts:
         return [self.kept.get(key) for key in keys]
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
+        self.kept |= predictions
+
+    async def keep_now(self, predictions: Mapping[str, Prediction]) -> None:
+        if self.keep_error:
+            raise self.keep_error
         self.kept |= predictions
 
     async def purge(self, keys: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ CLASSIFY = f"{API}/classify"
 BATCH = f"{API}/classify/batch"
 FEEDBACK = f"{API}/feedback"
 PURGE = f"{API}/cache/purge"
+WARM = f"{API}/cache/warm"
 RECORD = {"text": "a", "original_intent": "reasoning", "correct_intent": "translation", "original_confidence": 0.5}
 
 
@@ -324,6 +325,101 @@ def test_the_log_line_of_a_purge_has_its_count_and_never_its_texts(
     (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
 
     assert (line.status, line.deleted) == (200, 0)
+    assert "secret" not in str(vars(line))
+
+
+def test_a_warming_counts_what_was_sent_kept_and_computed(client: TestClient):
+    """And then its texts are hits, with the same body as ever."""
+    miss = client.post(CLASSIFY, json={"text": "a"})
+    answer = client.post(WARM, json={"texts": ["a", "b", " B", "c"]})
+    hit = client.post(CLASSIFY, json={"text": "a"})
+
+    assert (answer.status_code, answer.json()) == (200, {"requested": 4, "already_cached": 1, "computed": 2})
+    assert client.post(BATCH, json={"texts": ["b", "c"]}).headers["X-Cache"] == "hit-redis, hit-redis"
+    assert hit.content == miss.content
+
+
+def test_a_thousand_texts_of_2000_characters_are_warmed_at_once(client: TestClient):
+    """Six megabytes, three times what other calls take."""
+    body = json.dumps({"texts": [f"{number} " + "語" * 1990 for number in range(1000)]}, ensure_ascii=False).encode()
+
+    assert len(body) > 5 * 1024 * 1024
+    assert client.post(WARM, content=body).json() == {"requested": 1000, "already_cached": 0, "computed": 1000}
+
+
+BAD_WARMINGS = {
+    "nothing": (b"{}", 422),
+    "all": (b'{"all":true}', 422),
+    "no texts": (b'{"texts":[]}', 422),
+    "one text, bare": (b'{"texts":"a"}', 422),
+    "1,001 texts": (json.dumps({"texts": ["a"] * 1001}).encode(), 422),
+    "a blank text": (b'{"texts":["a"," "]}', 422),
+    "too long a text": (json.dumps({"texts": ["x" * 5001]}).encode(), 422),
+    "lone surrogate": (b'{"texts":["\\ud800"]}', 422),
+    "no body": (b"", 400),
+    "not JSON": (b"all", 400),
+    "9 MiB": (b'{"texts":["' + b"x" * 9 * 1024 * 1024 + b'"]}', 413),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WARMINGS)
+def test_a_bad_warming_is_a_4xx_and_computes_nothing(
+    client: TestClient, parts: FakeParts, counted: CountingMetrics, name: str
+):
+    """Nor is it a classification request that was refused."""
+    body, status = BAD_WARMINGS[name]
+    answer = client.post(WARM, content=body)
+
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert answer.json()["detail"]
+    assert parts.predicted == []
+    assert counted.totals == {}
+
+
+def test_a_warming_while_the_store_is_away_is_503(client: TestClient, parts: FakeParts):
+    """It does not pretend, and says when to come back."""
+    parts.keep_error = Unavailable("the prediction store is away", retry_after_s=2.0)
+    answer = client.post(WARM, json={"texts": ["a"]})
+
+    assert (answer.status_code, answer.json()["type"], answer.headers["Retry-After"]) == (503, "unavailable", "2")
+
+
+def test_a_warming_in_more_time_than_its_caller_has_is_503_with_the_counts(client: TestClient, parts: FakeParts):
+    """The header shortens the time as for any other call."""
+    parts.outcomes["b"] = Overloaded("queue full", retry_after_s=60.0)
+    client.post(WARM, json={"texts": ["a"]})
+    answer = client.post(WARM, json={"texts": ["a", "b"]}, headers={"X-Request-Timeout-Seconds": "0.1"})
+
+    assert (answer.status_code, answer.json()["type"]) == (503, "deadline-exceeded")
+    assert "within 0.08 s; 1 cached already, 0 computed and kept; sent again" in answer.json()["detail"]
+    assert client.post(WARM, json={"texts": ["a"]}, headers={"X-Request-Timeout-Seconds": "soon"}).status_code == 422
+
+
+@pytest.mark.parametrize(("name", "value"), [("auth", "open"), ("enable_caching", False)])
+def test_a_warming_that_the_settings_forbid_is_403(
+    parts: FakeParts, probes: FakeProbes, counted: CountingMetrics, name: str, value: object
+):
+    """The detail names the setting, since only that can change it."""
+    settings = Settings(**{name: value})
+    client = TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    answer = client.post(WARM, json={"texts": ["a"]})
+
+    assert (answer.status_code, answer.json()["type"]) == (403, "forbidden")
+    assert name in answer.json()["detail"]
+    assert "Retry-After" not in answer.headers
+
+
+def test_the_log_line_of_a_warming_has_its_counts_and_never_its_texts(
+    parts: FakeParts, probes: FakeProbes, counted: CountingMetrics, caplog: pytest.LogCaptureFixture
+):
+    """A thousand texts would bury the line, also where texts are logged."""
+    caplog.set_level(logging.INFO)
+    settings = Settings(log_texts=True)
+    client = TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    client.post(WARM, json={"texts": ["secret"]})
+    (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
+
+    assert (line.status, line.requested, line.already_cached, line.computed) == (200, 1, 0, 1)
     assert "secret" not in str(vars(line))
 
 

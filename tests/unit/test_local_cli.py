@@ -187,7 +187,7 @@ def test_training_on_a_missing_file_is_one_line(intents, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "classify", "purge", "train"])
+@pytest.mark.parametrize("command", ["up", "down", "status", "classify", "purge", "warm", "train"])
 def test_every_command_shows_examples(intents, command):
     """Most people read nothing else."""
     result = intents(command, "--help")

@@ -45,6 +45,17 @@ async def test_what_was_kept_comes_back_as_it_was(store, counted: CountingMetric
     assert counted.total(metrics.CACHE_LOOKUPS, result="miss") == 1
 
 
+async def test_keeping_says_whether_the_store_has_it(store, counted: CountingMetrics):
+    """Whoever warms it must know; nothing is raised."""
+    server, client = store
+    predictions = cache(client, counted)
+    kept = await predictions.put_many({"a": prediction()})
+    server.kill()
+
+    assert kept is True
+    assert await predictions.put_many({"a": prediction()}) is False
+
+
 async def test_times_to_live_are_spread(store, counted: CountingMetrics):
     """100 s ± 10 %, so that what was kept together does not expire together."""
     client = store[1]

@@ -7,9 +7,17 @@ from dataclasses import replace
 import pytest
 
 from deployments.core import metrics
-from deployments.core.contract import FeedbackRecord, PurgeRequest
+from deployments.core.contract import FeedbackRecord, PurgeRequest, WarmRequest
 from deployments.core.corrections import Correction
-from deployments.core.errors import DeadlineExceeded, Forbidden, IntentGraphError, InvalidInput, Overloaded, Unavailable
+from deployments.core.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    IntentGraphError,
+    Internal,
+    InvalidInput,
+    Overloaded,
+    Unavailable,
+)
 from deployments.core.feedback_log import LogStats, Receipt
 from deployments.core.prediction import Prediction
 from deployments.core.service import CachePolicy, IntentService
@@ -345,3 +353,109 @@ async def test_a_purge_that_takes_too_long_is_ended():
 
     with pytest.raises(DeadlineExceeded):
         await service.purge(PurgeRequest(all=True))
+
+
+async def test_a_warmed_text_is_a_hit_at_its_first_request(service: IntentService, parts: FakeParts):
+    """However it is written; texts that share a key are computed once."""
+    await service.classify(["a"])
+    warmed = await service.warm(WarmRequest(texts=("b", " B ", "A", "c", "c")))
+    answers = await service.classify(["a", "b", "C"])
+
+    assert (warmed.requested, warmed.already_cached, warmed.computed) == (5, 1, 2)
+    assert answers.cache_states == ["hit-redis"] * 3
+    assert parts.predicted == ["a", "b", "c"]
+
+
+async def test_warmed_twice_is_computed_once(service: IntentService, parts: FakeParts):
+    """The second time there is nothing to do."""
+    request = WarmRequest(texts=("a", "b"))
+    await service.warm(request)
+    warmed = await service.warm(request)
+
+    assert (warmed.already_cached, warmed.computed) == (2, 0)
+    assert parts.predicted == ["a", "b"]
+
+
+async def test_a_warmed_text_is_no_classification_request(service: IntentService, counted: CountingMetrics):
+    """Dashboards show what callers ask for."""
+    await service.warm(WarmRequest(texts=("a",)))
+
+    assert counted.totals == {}
+
+
+async def test_a_stranger_warms_nothing(parts: FakeParts):
+    """A thousand texts of anybody's would keep the model busy and push out everybody's."""
+    service = IntentService(Settings(auth="open", apply_untrusted=True), artifact(), parts, CountingMetrics())
+
+    with pytest.raises(Forbidden, match="auth: open"):
+        await service.warm(WarmRequest(texts=("a",)))
+    assert parts.predicted == []
+
+
+async def test_with_caching_off_a_warming_is_refused(parts: FakeParts):
+    """It would compute for nobody; the message names the setting."""
+    service = IntentService(Settings(enable_caching=False), artifact(), parts, CountingMetrics())
+
+    with pytest.raises(Forbidden, match="enable_caching"):
+        await service.warm(WarmRequest(texts=("a",)))
+    assert parts.predicted == []
+
+
+async def test_a_warming_that_the_store_does_not_keep_is_said_so(service: IntentService, parts: FakeParts):
+    """Unlike a classification it has no other purpose."""
+    parts.keep_error = Unavailable("the store is away", retry_after_s=3.0)
+
+    with pytest.raises(Unavailable, match=r"^the store is away; 0 cached already, 0 computed and kept") as refusal:
+        await service.warm(WarmRequest(texts=("a",)))
+    assert refusal.value.retry_after_s == 3.0
+
+
+async def test_a_warming_that_takes_too_long_says_how_far_it_came_and_goes_on_from_there():
+    """The caller's own time counts when it is shorter; what was computed stays kept."""
+
+    class StuckAtZ(FakeParts):
+        stuck = True
+
+        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+            if self.stuck and "z" in texts:
+                await asyncio.Event().wait()
+            return await super().predict(texts, timeout_s)
+
+    parts = StuckAtZ()
+    service = IntentService(Settings(), artifact(), parts, CountingMetrics())
+    await service.classify(["0"])
+    request = WarmRequest(texts=(*map(str, range(9)), "z"))
+
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s; 1 cached already, 8 computed and kept; sent again"):
+        await service.warm(request, timeout_s=0.2)
+    parts.stuck = False
+    warmed = await service.warm(request)
+
+    assert (warmed.already_cached, warmed.computed) == (9, 1)
+
+
+async def test_a_full_queue_is_waited_out_within_the_time_of_a_warming(service: IntentService, parts: FakeParts):
+    """It is never 429: the one who warms is in no hurry, and has a deadline."""
+    parts.outcomes["a"] = Overloaded("queue full", retry_after_s=0.001)
+
+    with pytest.raises(DeadlineExceeded):
+        await service.warm(WarmRequest(texts=("a",)), timeout_s=0.05)
+    assert len(parts.predicted) > 1
+
+
+async def test_a_prediction_of_another_model_version_warms_nothing(service: IntentService, parts: FakeParts):
+    """While an update rolls out, it must not stand under the new version's key, nor be counted as if it did."""
+    parts.outcomes["a"] = replace(prediction("a"), model_version="v0")
+
+    with pytest.raises(Unavailable, match="model v0 answered instead of v1"):
+        await service.warm(WarmRequest(texts=("a", "b")))
+    assert [kept.model_version for kept in parts.kept.values()] == ["v1"]
+
+
+async def test_a_text_at_which_the_model_fails_is_named_by_its_place(service: IntentService, parts: FakeParts):
+    """The message has no text of anybody's; all others are kept."""
+    parts.outcomes["secret"] = Internal()
+
+    with pytest.raises(Internal, match=r"failed on 1 texts, texts\.1 is the first; 0 cached already, 2 computed"):
+        await service.warm(WarmRequest(texts=("a", "secret", "b")))
+    assert len(parts.kept) == 2
