@@ -221,20 +221,23 @@ class Service:
 class Traffic:
     """Classifies new texts in threads while its block runs; counts statuses, and connections that failed by name.
 
-    Each thread sends again `pause_s` after its answer.
+    Each thread sends again `pause_s` after its answer; with `texts` above 1, a batch of so many.
     """
 
-    def __init__(self, service: Service, *, threads: int = 1, pause_s: float = 0.0) -> None:
+    def __init__(self, service: Service, *, threads: int = 1, pause_s: float = 0.0, texts: int = 1) -> None:
         self._service = service
         self._pause_s = pause_s
+        self._texts = texts
         self._stop = threading.Event()
         self.outcomes: Counter[int | str] = Counter()
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause_s):
+            texts = [f"Is it {uuid.uuid4()}?" for _ in range(self._texts)]
             try:
-                self.outcomes[self._service.classify(f"Is it {uuid.uuid4()}?").status] += 1
+                answer = self._service.batch(texts) if len(texts) > 1 else self._service.classify(*texts)
+                self.outcomes[answer.status] += 1
             except OSError as error:
                 self.outcomes[repr(error)] += 1
 

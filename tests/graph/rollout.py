@@ -3,15 +3,18 @@
 import subprocess
 import sys
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.service import ROOT, Service, wait_for
+from deployments.local.serve_api import PATH
+from tests.service import ROOT, Service, request, wait_for
 
 SERVE = str(Path(sys.executable).parent / "serve")
 SETTLE_TIMEOUT_S = 90
+POLL_S = 0.25
 
 
 def deploy(service: Service, folder: Path, config: dict[str, Any]) -> None:
@@ -22,14 +25,11 @@ def deploy(service: Service, folder: Path, config: dict[str, Any]) -> None:
 
 
 def roll_over(service: Service, folder: Path, config: dict[str, Any]) -> None:
-    """Deploy a configuration that replaces every replica, and wait until only the new ones run."""
-    before = service.replica_pids("Ingress")
+    """Deploy a configuration that replaces every replica, and wait until only new ones run."""
+    before = application(service).replica_ids
+    (wanted,) = config["applications"]
     deploy(service, folder, config)
-    wait_for(
-        lambda: not before & service.replica_pids("Ingress"), SETTLE_TIMEOUT_S, lambda: "the old ingress replicas stay"
-    )
-    (application,) = config["applications"]
-    wait_until_settled(service, {each["name"]: _allowed(each) for each in application["deployments"]})
+    wait_until_settled(service, {each["name"]: _allowed(each) for each in wanted["deployments"]}, gone=before)
 
 
 def _allowed(deployment: dict[str, Any]) -> range:
@@ -39,18 +39,47 @@ def _allowed(deployment: dict[str, Any]) -> range:
     return range(deployment["num_replicas"], deployment["num_replicas"] + 1)
 
 
-def wait_until_settled(service: Service, replicas: Mapping[str, Container[int]]) -> None:
-    """Wait until the application runs with just these replicas, the old ones gone."""
-    wait_for(lambda: settled(service, replicas), SETTLE_TIMEOUT_S, lambda: f"never {replicas}")
+def wait_until_settled(
+    service: Service, replicas: Mapping[str, Container[int]], *, gone: frozenset[str] = frozenset()
+) -> None:
+    """Wait until the application runs with so many replicas and no others, none of them among those to be gone."""
+
+    def settled() -> bool:
+        found = application(service)
+        return found.runs_just(replicas) and not gone & found.replica_ids
+
+    wait_for(settled, SETTLE_TIMEOUT_S, lambda: f"never {replicas}, last {application(service)}", pause_s=POLL_S)
 
 
-def settled(service: Service, replicas: Mapping[str, Container[int]]) -> bool:
-    """Whether the application runs with just these replicas, the old ones gone."""
-    application = yaml.safe_load(serve(service, "status"))["applications"]["intents"]
-    states = {name: deployment["replica_states"] for name, deployment in application["deployments"].items()}
-    return application["status"] == "RUNNING" and all(
-        states[name].keys() == {"RUNNING"} and states[name]["RUNNING"] in counts for name, counts in replicas.items()
-    )
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The application as Serve sees it now."""
+
+    status: str
+    replicas: Mapping[str, Mapping[str, str]]
+    """By deployment, the state of each replica by its id."""
+
+    @property
+    def replica_ids(self) -> frozenset[str]:
+        """Of every deployment."""
+        return frozenset(replica for replicas in self.replicas.values() for replica in replicas)
+
+    def runs_just(self, counts: Mapping[str, Container[int]]) -> bool:
+        """Whether it runs with so many replicas of these deployments, the old ones gone."""
+        return self.status == "RUNNING" and all(
+            set(self.replicas[name].values()) == {"RUNNING"} and len(self.replicas[name]) in allowed
+            for name, allowed in counts.items()
+        )
+
+
+def application(service: Service) -> Application:
+    """Ask the dashboard, as `serve status` does: its process would take a core that the new replicas start with."""
+    found = request(service.state["dashboard"] + PATH).json()["applications"]["intents"]
+    replicas = {
+        name: {replica["replica_id"]: replica["state"] for replica in deployment["replicas"]}
+        for name, deployment in found["deployments"].items()
+    }
+    return Application(found["status"], replicas)
 
 
 def serve(service: Service, *arguments: str) -> str:
