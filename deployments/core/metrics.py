@@ -77,8 +77,13 @@ CACHE_LOOKUPS = Metric(
 CACHE_ERRORS = Metric(
     "intent_cache_store_errors_total",
     "counter",
-    "Round trips to the prediction store that failed or ran out of time, by operation: get put ping purge.",
+    "Round trips to the prediction store that failed or ran out of time, by operation: get put ping purge delete.",
     ("operation",),
+)
+CACHE_CORRUPT = Metric(
+    "intent_cache_corrupt_total",
+    "counter",
+    "Look-ups in the prediction store that found no prediction this version reads: misses, and deleted.",
 )
 CACHE_GROUP_SIZE = Metric(
     "intent_cache_group_size",
@@ -131,6 +136,7 @@ ALL = (
     FEEDBACK_CORRECTIONS,
     CACHE_LOOKUPS,
     CACHE_ERRORS,
+    CACHE_CORRUPT,
     CACHE_GROUP_SIZE,
     BATCH_SIZE,
     BATCH_TOKENS,

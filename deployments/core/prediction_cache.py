@@ -7,27 +7,28 @@ alone tells of failure: whoever asks for one must know that it was done.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from deployments.core import metrics
 from deployments.core.errors import DeadlineExceeded, Unavailable
 from deployments.core.prediction import Prediction
+from deployments.core.prediction_store import PredictionStore
 from deployments.core.text import PREDICTION_KEYS
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
+from deployments.core.write_behind import WriteBehind
 
 PUT_TIMEOUT_S = 1.0
 """Nobody waits for a write, so it may take longer than a look-up before it is given up."""
 PURGE_TIMEOUT_S = 20.0
 """Leaves the answer time within a request's 30 s; a million predictions took 5 s, a million other keys 0.4 s."""
-PURGE_PAGE = 1000
-"""Keys of one step of a purge: the store serves nobody else for 2 ms, far below the 20 ms a look-up has."""
+MAX_CORRUPT_GROUP = 512
+"""Unreadable values deleted in one round trip."""
+MAX_CORRUPT = 8 * MAX_CORRUPT_GROUP
+"""Unreadable values that may wait to be deleted; beyond it they stay until they are looked up again."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,11 @@ _STORED = TypeAdapter(_Stored)
 
 
 class PredictionCache:
-    """Predictions in Redis or Valkey, with a time to live; every failure is a miss."""
+    """Predictions in a store, with a time to live; every failure is a miss, and so is what cannot be read."""
 
     def __init__(
         self,
-        client: "Redis",
+        store: PredictionStore,
         *,
         ttl_s: float,
         ttl_jitter: float,
@@ -56,39 +57,62 @@ class PredictionCache:
         recorder: metrics.Metrics,
         random_source: random.Random | None = None,
     ) -> None:
-        self._client = client
+        self._store = store
         self._ttl_s = ttl_s
         self._ttl_jitter = ttl_jitter
         self._timeout_s = timeout_s
         self._metrics = recorder
         self._random = random_source or random.Random()  # noqa: S311 — spreads expiry times, guards nothing
+        self._corrupt: WriteBehind[str, None] = WriteBehind(
+            self._delete, pause_s=0, max_items=MAX_CORRUPT_GROUP, max_waiting=MAX_CORRUPT
+        )
         self.available = True
 
     async def get_many(self, keys: Sequence[str]) -> list[Prediction | None]:
         """The prediction of each key, in order; None for a miss. One round trip, bounded in time."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                values = await self._client.mget(keys)
+                values = await self._store.get_many(keys)
         except Exception as error:  # noqa: BLE001 — fail open: whatever the store does, the model can still answer
             self._failed("get", error)
             self._metrics.record(metrics.CACHE_LOOKUPS, len(keys), result="error")
             return [None] * len(keys)
         self._answered()
-        found = [_decode(value) for value in values]
+        found = [None if value is None else _decode(value) for value in values]
         hits = sum(prediction is not None for prediction in found)
         self._metrics.record(metrics.CACHE_LOOKUPS, hits, result="hit")
         self._metrics.record(metrics.CACHE_LOOKUPS, len(keys) - hits, result="miss")
         self._metrics.record(metrics.CACHE_GROUP_SIZE, len(keys))
+        self._discard(
+            key for key, value, kept in zip(keys, values, found, strict=True) if kept is None and value is not None
+        )
         return found
+
+    def _discard(self, keys: Iterable[str]) -> None:
+        """Have what cannot be read deleted; nobody waits for it.
+
+        A fresh prediction kept in the same moment may go with it, and is computed again.
+        """
+        corrupt = dict.fromkeys(keys)
+        if corrupt:
+            self._metrics.record(metrics.CACHE_CORRUPT, len(corrupt))
+            self._corrupt.put(corrupt)
+
+    async def _delete(self, keys: Mapping[str, None]) -> None:
+        try:
+            async with asyncio.timeout(PUT_TIMEOUT_S):
+                await self._store.delete_many(list(keys))
+        except Exception as error:  # noqa: BLE001 — best effort: it is a miss again, and tried again, at its next look-up
+            self._failed("delete", error)
 
     async def put_many(self, predictions: Mapping[str, Prediction]) -> None:
         """Keep each prediction under its key for the time to live; one round trip, bounded in time."""
-        pipeline = self._client.pipeline(transaction=False)
-        for key, prediction in predictions.items():
-            pipeline.set(key, _STORED.dump_json(_Stored(1, prediction)), px=self._ttl_ms())
+        values = {
+            key: (_STORED.dump_json(_Stored(1, prediction)), self._ttl_ms()) for key, prediction in predictions.items()
+        }
         try:
             async with asyncio.timeout(PUT_TIMEOUT_S):
-                await pipeline.execute()
+                await self._store.put_many(values)
         except Exception as error:  # noqa: BLE001 — fail open: an unkept prediction is computed again
             self._failed("put", error)
             return
@@ -104,7 +128,7 @@ class PredictionCache:
             Unavailable: the store did not do it (503).
         """
         async with self._purging():
-            return int(await self._client.unlink(*keys))
+            return await self._store.delete_many(keys)
 
     async def purge_all(self, *, timeout_s: float = PURGE_TIMEOUT_S) -> int:
         """Delete every prediction of every model version and nothing else, since the store may be shared.
@@ -117,15 +141,18 @@ class PredictionCache:
             DeadlineExceeded: the walk took longer than `timeout_s` (503); what was deleted stays so.
         """
         leaves_s = asyncio.get_running_loop().time() + timeout_s
-        deleted = cursor = 0
-        while True:
-            async with self._purging():
-                cursor, keys = await self._client.scan(cursor, match=PREDICTION_KEYS, count=PURGE_PAGE)
-                deleted += await self._client.unlink(*keys) if keys else 0
-            if not cursor:
-                return deleted
-            if asyncio.get_running_loop().time() >= leaves_s:
-                raise DeadlineExceeded(f"{deleted:,} predictions deleted in {timeout_s:g} s, not all; send it again")
+        deleted = 0
+        async with aclosing(self._store.delete_matching(PREDICTION_KEYS)) as pages:
+            while True:
+                async with self._purging():
+                    page = await anext(pages, None)
+                if page is None:
+                    return deleted
+                deleted += page
+                if asyncio.get_running_loop().time() >= leaves_s:
+                    raise DeadlineExceeded(
+                        f"{deleted:,} predictions deleted in {timeout_s:g} s, perhaps not all; send it again"
+                    )
 
     @asynccontextmanager
     async def _purging(self) -> AsyncIterator[None]:
@@ -141,7 +168,7 @@ class PredictionCache:
         """Whether the store gives a sign of life within a second."""
         try:
             async with asyncio.timeout(PUT_TIMEOUT_S):
-                await self._client.ping()
+                await self._store.ping()
         except Exception as error:  # noqa: BLE001 — a question about health is answered, not raised
             self._failed("ping", error)
             return False
@@ -167,10 +194,8 @@ class PredictionCache:
         self.available = True
 
 
-def _decode(value: bytes | str | None) -> Prediction | None:
-    if value is None:
-        return None
+def _decode(value: bytes) -> Prediction | None:
     try:
         return _STORED.validate_json(value).prediction
     except ValidationError:
-        return None  # foreign or damaged: a miss, overwritten by the fresh prediction
+        return None  # foreign or damaged
