@@ -112,6 +112,10 @@ class Naming(Sentinels):
     def __init__(self, server: ValkeyServer) -> None:
         super().__init__([])
         self.server = server
+        self.closed = False
+
+    async def aclose(self) -> None:
+        self.closed = True
 
     async def discover_master(self, service: str) -> tuple[str, int]:
         return "127.0.0.1", self.server.port
@@ -138,6 +142,8 @@ async def test_a_replica_that_is_named_a_master_is_not_used(two: tuple[ValkeySer
         sentinels.server = two[0]
 
         assert await client.set("a", "b")
+        assert not sentinels.closed
+    assert sentinels.closed  # with the client: who follows the log makes one for each connection
 
 
 async def test_a_connection_that_answers_readonly_is_dropped(two: tuple[ValkeyServer, ValkeyServer]):
