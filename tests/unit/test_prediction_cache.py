@@ -3,18 +3,22 @@
 import asyncio
 import hashlib
 import random
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import pytest
 from redis.asyncio import Redis
 
 from deployments.core import metrics
-from deployments.core.connection import connect
+from deployments.core.connection import connect, subscribe
 from deployments.core.errors import DeadlineExceeded, Unavailable
 from deployments.core.feedback_log import FeedbackLog, Submission
-from deployments.core.prediction_cache import PURGE_PAGE, PredictionCache
+from deployments.core.prediction_cache import MAX_CORRUPT, MAX_CORRUPT_GROUP, MAX_FAILURES, PredictionCache
+from deployments.core.prediction_store import PAGE, ServerStore
+from deployments.core.purges import CHANNEL
 from deployments.core.text import PREDICTION_KEYS, prediction_key
 from tests.unit.fakes import CountingMetrics, prediction
+from tests.unit.stores import becomes_true
 
 
 @pytest.fixture
@@ -32,7 +36,11 @@ async def store(valkey_server):
 
 def cache(client: Redis, counted: CountingMetrics, **changes: float) -> PredictionCache:
     knobs = {"ttl_s": 100.0, "ttl_jitter": 0.1, "timeout_s": 0.5} | changes
-    return PredictionCache(client, recorder=counted, random_source=random.Random(7), **knobs)
+    return PredictionCache(ServerStore(client), recorder=counted, random_source=random.Random(7), **knobs)
+
+
+async def gone(client: Redis, key: str) -> bool:
+    return not await client.exists(key)
 
 
 async def test_what_was_kept_comes_back_as_it_was(store, counted: CountingMetrics):
@@ -67,11 +75,16 @@ async def test_times_to_live_are_spread(store, counted: CountingMetrics):
 
 
 @pytest.mark.parametrize("value", [b"", b"garbage", b"{}", b'{"schema":2,"prediction":{}}', b"\xff", b"[1]", b"null"])
-async def test_a_foreign_or_damaged_value_is_a_miss(store, counted: CountingMetrics, value: bytes):
-    """Whatever stands under the key."""
+async def test_a_foreign_or_damaged_value_is_a_miss_counted_and_deleted(store, counted: CountingMetrics, value: bytes):
+    """Whatever stands under the key; what stands beside it stays."""
     await store[1].set("a", value)
+    predictions = cache(store[1], counted)
+    await predictions.put_many({"b": prediction()})
 
-    assert await cache(store[1], counted).get_many(["a"]) == [None]
+    assert await predictions.get_many(["a", "b", "absent"]) == [None, prediction(), None]
+    await becomes_true(lambda: gone(store[1], "a"))
+    assert await predictions.get_many(["a", "b"]) == [None, prediction()]
+    assert counted.total(metrics.CACHE_CORRUPT) == 1
 
 
 async def test_a_value_of_another_schema_version_is_a_miss(store, counted: CountingMetrics):
@@ -83,6 +96,72 @@ async def test_a_value_of_another_schema_version_is_a_miss(store, counted: Count
 
     assert written.startswith(b'{"schema":1')
     assert await predictions.get_many(["a"]) == [None]
+
+
+class Unreadable:
+    """A store whose values are no predictions, and which deletes none before it may."""
+
+    def __init__(self) -> None:
+        self.may_delete = asyncio.Event()
+        self.deleted: list[str] = []
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes]:
+        return [b"garbage"] * len(keys)
+
+    async def delete_many(self, keys: Sequence[str]) -> int:
+        await self.may_delete.wait()
+        self.deleted += keys
+        return len(keys)
+
+    async def all_deleted(self) -> bool:
+        return len(self.deleted) >= MAX_CORRUPT
+
+
+async def test_deleting_what_cannot_be_read_keeps_no_look_up_waiting_and_is_bounded(counted: CountingMetrics):
+    """One round trip at a time; what is too much is left to its next look-up."""
+    unreadable = Unreadable()
+    predictions = PredictionCache(unreadable, ttl_s=1, ttl_jitter=0, timeout_s=0.5, recorder=counted)
+    for group in range(20):
+        assert (
+            await predictions.get_many([f"{group} {n}" for n in range(MAX_CORRUPT_GROUP)]) == [None] * MAX_CORRUPT_GROUP
+        )
+    unreadable.may_delete.set()
+    await becomes_true(unreadable.all_deleted)
+
+    assert counted.total(metrics.CACHE_CORRUPT) == 20 * MAX_CORRUPT_GROUP
+    assert MAX_CORRUPT <= len(set(unreadable.deleted)) <= MAX_CORRUPT + MAX_CORRUPT_GROUP
+    assert len(set(unreadable.deleted)) == len(unreadable.deleted)
+
+
+async def test_a_store_that_does_not_delete_what_cannot_be_read_fails_no_look_up(store, counted: CountingMetrics):
+    """It is counted, and a miss again."""
+    await store[1].set("a", b"garbage")
+    await store[1].execute_command("ACL", "SETUSER", "default", "-unlink")
+    predictions = cache(store[1], counted)
+    found = await predictions.get_many(["a"])
+
+    async def counted_once() -> bool:
+        return counted.total(metrics.CACHE_ERRORS, operation="delete") == 1
+
+    await becomes_true(counted_once)
+
+    assert found == await predictions.get_many(["a"]) == [None]
+
+
+async def test_a_wrong_password_is_a_miss_and_never_shown(
+    valkey_server, counted: CountingMetrics, caplog: pytest.LogCaptureFixture
+):
+    """Nothing is raised, and the log names what failed alone."""
+    server = valkey_server("--requirepass", "right")
+    client = connect(server.url.replace("//", "//:hunter2@"), timeout_s=1)
+    predictions = cache(client, counted)
+    await predictions.put_many({"a": prediction()})
+
+    assert await predictions.get_many(["a"]) == [None]
+    assert not await predictions.ping()
+    assert "AuthenticationError" in caplog.text
+    assert "hunter2" not in caplog.text
+    await client.aclose()
 
 
 async def test_a_key_of_another_type_is_a_miss(store, counted: CountingMetrics):
@@ -147,9 +226,12 @@ async def test_a_purge_of_all_deletes_every_prediction_of_every_version(store, c
     """Many pages of the store's keys; again, there is nothing left."""
     predictions = cache(store[1], counted)
     for version in ("v1", "2026.11-d0f6a01f"):
-        await predictions.put_many(dict.fromkeys(keys_of(range(5 * PURGE_PAGE), version), prediction()))
+        for page in range(5):
+            await predictions.put_many(
+                dict.fromkeys(keys_of(range(page * PAGE, (page + 1) * PAGE), version), prediction())
+            )
 
-    assert await predictions.purge_all() == 10 * PURGE_PAGE
+    assert await predictions.purge_all() == 10 * PAGE
     assert await store[1].dbsize() == 0
     assert await predictions.purge_all() == 0
 
@@ -157,11 +239,11 @@ async def test_a_purge_of_all_deletes_every_prediction_of_every_version(store, c
 async def test_a_purge_of_all_leaves_other_programs_keys(store, counted: CountingMetrics):
     """The store may be shared, also by many thousands of them."""
     client, predictions = store[1], cache(store[1], counted)
-    foreign = dict.fromkeys(FOREIGN, "theirs") | {f"session:{index}": "theirs" for index in range(5 * PURGE_PAGE)}
+    foreign = dict.fromkeys(FOREIGN, "theirs") | {f"session:{index}": "theirs" for index in range(5 * PAGE)}
     await client.mset(foreign)
-    await predictions.put_many(dict.fromkeys(keys_of(range(PURGE_PAGE)), prediction()))
+    await predictions.put_many(dict.fromkeys(keys_of(range(PAGE)), prediction()))
 
-    assert await predictions.purge_all() == PURGE_PAGE
+    assert await predictions.purge_all() == PAGE
     assert await client.exists(*foreign) == len(foreign)
 
 
@@ -186,12 +268,48 @@ async def test_a_purge_of_all_leaves_the_feedback_log_in_the_same_store(store, c
 async def test_a_purge_of_all_that_runs_out_of_time_says_so(store, counted: CountingMetrics):
     """It must not look done; what it deleted stays deleted, and the rest is still there."""
     predictions = cache(store[1], counted)
-    await predictions.put_many(dict.fromkeys(keys_of(range(3 * PURGE_PAGE)), prediction()))
+    await predictions.put_many(dict.fromkeys(keys_of(range(3 * PAGE)), prediction()))
 
-    with pytest.raises(DeadlineExceeded, match="not all; send it again"):
+    with pytest.raises(DeadlineExceeded, match="perhaps not all; send it again"):
         await predictions.purge_all(timeout_s=0)
-    assert 0 < await store[1].dbsize() < 3 * PURGE_PAGE
-    assert predictions.available
+    assert 0 < await store[1].dbsize() < 3 * PAGE
+    assert counted.total(metrics.CACHE_ERRORS, operation="purge") == 0
+
+
+async def test_a_frozen_store_is_left_alone_until_it_answers_again(store, counted: CountingMetrics):
+    """After three look-ups in a row nobody waits for it any more, and hits come back without anybody's doing."""
+    server, client = store
+    predictions = cache(client, counted)
+    (key,) = keys_of(range(1))
+    await predictions.put_many({key: prediction()})
+    server.pause()
+    try:
+        waited = [await predictions.get_many([key]) for _ in range(MAX_FAILURES)]
+        async with asyncio.timeout(0.4):  # less than one of them would wait
+            left_alone = [await predictions.get_many([key]) for _ in range(100)]
+            kept, healthy = await predictions.put_many({key: prediction()}), await predictions.ping()
+    finally:
+        server.resume()
+
+    async def hits_again() -> bool:
+        return await predictions.get_many([key]) == [prediction()]
+
+    await becomes_true(hits_again)
+    assert waited + left_alone == [[None]] * (MAX_FAILURES + 100)
+    assert (kept, healthy) == (False, False)
+    assert counted.total(metrics.CACHE_ERRORS, operation="get") == MAX_FAILURES
+    assert counted.last(metrics.BREAKER_OPEN, part="prediction store") == 0
+
+
+async def test_a_purge_is_announced_to_the_local_tiers(store, counted: CountingMetrics):
+    """After it was done, so that what they ask for from then on is what is left; also one that found nothing."""
+    server, client = store
+    predictions = cache(client, counted)
+    async with subscribe(server.url, CHANNEL, timeout_s=2) as purges:
+        for purge in (predictions.purge(keys_of(range(1))), predictions.purge_all()):
+            await purge
+            async with asyncio.timeout(2):
+                assert await anext(purges) == b""
 
 
 async def test_a_purge_while_the_store_is_away_or_frozen_is_an_error(store, counted: CountingMetrics):
