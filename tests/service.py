@@ -27,6 +27,7 @@ INTENTS = [str(Path(sys.executable).parent / "intents")]
 API = "/api/v1/intents"
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 15
+HITS = ("hit-local", "hit-redis")
 RECORD = {
     "original_intent": "question_answering",
     "correct_intent": "translation",
@@ -206,15 +207,19 @@ class Service:
         """The feedback statistics."""
         return self.get(f"{API}/feedback/stats").json()
 
-    def classify_until(self, text: str, cache_state: str, timeout_s: float = 5) -> Answer:
+    def warm(self, texts: list[str]) -> Answer:
+        """Have predictions in the store, and no answer in any replica's memory."""
+        return request(f"{self.url}{API}/cache/warm", {"texts": texts})
+
+    def classify_until(self, text: str, *cache_states: str, timeout_s: float = 5) -> Answer:
         """Classify a text until its answer comes from where it should; predictions are kept after the answer."""
         answers: list[Answer] = []
 
         def came() -> bool:
             answers.append(self.classify(text))
-            return answers[-1].headers["X-Cache"] == cache_state
+            return answers[-1].headers["X-Cache"] in cache_states
 
-        wait_for(came, timeout_s, lambda: f"never {cache_state}, last {answers[-1]}")
+        wait_for(came, timeout_s, lambda: f"never {cache_states}, last {answers[-1]}")
         return answers[-1]
 
 

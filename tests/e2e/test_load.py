@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loadgen.report import Report
-from tests.service import INTENTS, Service
+from tests.service import HITS, INTENTS, Service
 
 SHORT = ["--lengths", "12:1", "--warmup", "2", "--max-lag-ms", "1000", "--timeout", "10"]
 
@@ -56,7 +56,7 @@ def test_a_warm_cache_answers_everything(service: Service, tmp_path: Path):
         tmp_path, "--target", service.url, "--rate", "20", "--distinct", "20", "--cache-state", "warm", command=command
     )
 
-    assert set(report.texts) == {"hit-redis"}
+    assert set(report.texts) <= set(HITS)
     assert report.hit_rate == report.predicted_hit_rate == 1
 
 

@@ -3,7 +3,7 @@
 import time
 import uuid
 
-from tests.service import Service, Traffic, wait_for
+from tests.service import HITS, Service, Traffic, wait_for
 
 
 def kill(service: Service, store: str) -> int:
@@ -35,7 +35,7 @@ def test_killing_the_prediction_store_fails_no_request_and_hits_come_back(servic
     service.classify(text)
 
     assert set(traffic.outcomes) == {200}
-    assert service.classify_until(text, "hit-redis", timeout_s=10).status == 200
+    assert service.classify_until(text, *HITS, timeout_s=10).status == 200
 
 
 def test_feedback_is_503_while_the_log_is_away_and_none_acknowledged_is_lost(service: Service):
