@@ -6,7 +6,8 @@ from deployments.core.prediction import Prediction
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import open_store
 from deployments.core.settings import Settings
-from deployments.runtime import RayMetrics, configure_logging
+from deployments.logs import configure_logging
+from deployments.runtime import RayMetrics
 
 
 class Cache:

@@ -11,7 +11,7 @@ from deployments.core.connection import connect
 from deployments.core.errors import IntentGraphError
 from deployments.core.feedback_log import FeedbackLog, LogStats, Receipt, Submission
 from deployments.core.settings import Settings
-from deployments.runtime import configure_logging
+from deployments.logs import configure_logging
 
 TRIM_PERIOD_S = 3600.0
 

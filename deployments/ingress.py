@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from ray.serve.handle import DeploymentHandle
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from deployments.core.artifact import Artifact
 from deployments.core.classification import to_json
@@ -24,8 +24,9 @@ from deployments.core.purges import CHANNEL, PurgeFollower
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
 from deployments.http.app import build_app
+from deployments.logs import configure_logging, request_lines
 from deployments.parts import HandleParts
-from deployments.runtime import RayMetrics, configure_logging
+from deployments.runtime import RayMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,9 @@ class Ingress:
             self._purges.start()
         self._warming = asyncio.create_task(self._parts.health())  # a handle's first call is slow; let it be nobody's
 
-    def __serve_build_asgi_app__(self) -> Starlette:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """The HTTP application; Serve asks for it once the replica is constructed."""
-        return build_app(self._settings, self._service, self._parts)
+        return build_app(self._settings, self._service, self._parts, request_lines())
 
     async def classify(self, text: str) -> dict[str, Any]:
         """The classification of one text, as the HTTP body has it.

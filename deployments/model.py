@@ -18,7 +18,8 @@ from deployments.core.prediction import Prediction
 from deployments.core.runtimes import Place
 from deployments.core.schedule import Limits
 from deployments.core.settings import Settings
-from deployments.runtime import RayMetrics, configure_logging
+from deployments.logs import configure_logging
+from deployments.runtime import RayMetrics
 
 logger = logging.getLogger(__name__)
 

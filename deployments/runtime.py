@@ -1,19 +1,17 @@
-"""What every shell takes from Ray: metrics, logging, calls to other deployments.
+"""What every shell takes from Ray: metrics, calls to other deployments. Its log is `logs`.
 
 Nothing here knows what is being served.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from logging.handlers import MemoryHandler
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import aiohttp
 import grpc
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve._private.logging_utils import ServeContextFilter
 from ray.serve.exceptions import RayServeException
 
 from deployments.core.errors import IntentGraphError, Internal, Unavailable
@@ -22,7 +20,6 @@ from deployments.core.metrics import Metric
 
 R = TypeVar("R")
 
-LOG_FLUSH_PERIOD_S = 1.0
 REPORT_PERIOD_S = 1.0
 SCRAPE_TIMEOUT_S = 2.0
 RETRY_PAUSE_S = 0.1
@@ -87,72 +84,6 @@ def _instrument(metric: Metric) -> Any:
         return metrics.Histogram(metric.name, metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels)
     kind = metrics.Counter if metric.kind == "counter" else metrics.Gauge
     return kind(metric.name, metric.help, tag_keys=metric.labels)
-
-
-def configure_logging(level: str) -> None:
-    """Send this package's log through Serve's handlers: JSON, in the replica's own file.
-
-    Call it from a coroutine of the replica: Serve buffers lines in throughput mode, and a task here flushes them each
-    second, so that a quiet service's log is not an hour late.
-    """
-    handlers = logging.getLogger("ray.serve").handlers
-    package = logging.getLogger("deployments")
-    package.handlers = handlers
-    package.propagate = False
-    package.setLevel(level)
-    logging.getLogger("deployments.http.request_log").addFilter(_RequestLineContext(handlers))
-    for handler in handlers:
-        if isinstance(handler, MemoryHandler) and handler.target and handler.target.formatter:
-            handler.target.setFormatter(_FormatOnce(handler.target.formatter))
-    _flusher.append(asyncio.create_task(_flush_logs(handlers)))
-
-
-_flusher: list[asyncio.Task[None]] = []  # a task nobody holds may be collected
-
-
-class _RequestLineContext:
-    """Gives a request's line what Serve's filters would give it, looked up once where it never changes.
-
-    A line cost 127 µs, 46 of them for asking Ray again which worker, node and actor this is.
-    """
-
-    def __init__(self, handlers: Sequence[logging.Handler]) -> None:
-        blank = logging.makeLogRecord({})
-        standard = set(vars(blank))
-        for handler in handlers:
-            handler.filter(blank)
-        self._constant = {key: value for key, value in vars(blank).items() if key not in standard}
-        # Serve's own marks: for lines that bring their context, and for those that belong in the file alone.
-        self._constant |= {"skip_context_filter": True, "log_to_stderr": False}
-        self._request: logging.Filter = ServeContextFilter()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Complete the record; none is dropped."""
-        self._request.filter(record)
-        vars(record).update(self._constant)
-        return True
-
-
-class _FormatOnce(logging.Formatter):
-    """Keeps the last line: a rotating file asks twice, for its length and to write it (14 µs each)."""
-
-    def __init__(self, formatter: logging.Formatter) -> None:
-        super().__init__()
-        self._formatter = formatter
-        self._record: logging.LogRecord | None = None
-        self._line = ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record is not self._record:
-            self._record, self._line = record, self._formatter.format(record)
-        return self._line
-
-
-async def _flush_logs(handlers: list[logging.Handler]) -> None:
-    while True:
-        await asyncio.sleep(LOG_FLUSH_PERIOD_S)
-        for handler in handlers:
-            handler.flush()
 
 
 async def ask(call: Callable[[], Awaitable[R]], part: str, timeout_s: float) -> R:

@@ -4,6 +4,7 @@ The ingress validates with these, `/openapi.json` is made from them, and Python 
 fields are ignored. Which labels exist depends on the model's artifact, so `check_labels` compares them with it.
 """
 
+import re
 import unicodedata
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -25,10 +26,13 @@ INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode's categories of controls, formats (zero-width space among them) and separators."""
 
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _storable(value: str) -> str:
     if "\0" in value:
         raise ValueError("contains the character NUL (U+0000); remove it")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if _LONE_SURROGATE.search(value):
         raise ValueError("contains a lone surrogate, which is no Unicode text; send well-formed UTF-8")
     return value
 

@@ -96,10 +96,15 @@ class CachePolicy:
     @classmethod
     def from_header(cls, cache_control: str) -> "CachePolicy":
         """From the request's `Cache-Control` (RFC 9111, section 5.2.1): `no-cache` and `no-store` are understood."""
+        if not cache_control:
+            return READ_AND_WRITE
         directives = {directive.strip().lower() for directive in cache_control.split(",")}
         if "no-store" in directives:
             return cls(read=False, write=False)
         return cls(read="no-cache" not in directives)
+
+
+READ_AND_WRITE = CachePolicy()
 
 
 @dataclass(slots=True)
@@ -206,7 +211,7 @@ class IntentService:
         """
         started_s = self._clock()
         limit_s = min(timeout_s or self._settings.request_timeout_s, self._settings.request_timeout_s)
-        allowed = (policy or CachePolicy()) if self._settings.enable_caching else CachePolicy(read=False, write=False)
+        allowed = (policy or READ_AND_WRITE) if self._settings.enable_caching else CachePolicy(read=False, write=False)
         asked = _Asked(allowed, scores, started_s + limit_s, self.local_tier.generation, Stages(self._clock))
         answers = self._at_hand(texts, asked) if allowed.read else {}
         if rest := [text for text in dict.fromkeys(texts) if text not in answers]:

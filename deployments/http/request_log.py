@@ -6,8 +6,8 @@ Texts are people's own words: the line carries their number and lengths, never t
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -23,10 +23,26 @@ _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 logger = logging.getLogger(__name__)
 
 
+class Lines(Protocol):
+    """Takes one line a request."""
+
+    def write(self, message: str, fields: Mapping[str, Any]) -> None:
+        """Have it written, soon; `fields` are plain JSON values."""
+
+
+class LoggedLines:
+    """Writes through `logging`, with the fields as the record's own."""
+
+    def write(self, message: str, fields: Mapping[str, Any]) -> None:
+        """Write it."""
+        logger.info(message, extra=dict(fields))
+
+
 class RequestLog:
     """Runs handlers, turns what they raise into problem+json, and logs how each request went."""
 
-    def __init__(self, *, log_texts: bool) -> None:
+    def __init__(self, lines: Lines, *, log_texts: bool) -> None:
+        self._lines = lines
         self._log_texts = log_texts
 
     def around(self, handler: Handler) -> Handler:
@@ -63,18 +79,15 @@ class RequestLog:
             noted["text_lengths"] = [len(text) for text in texts]
         if texts and self._log_texts:
             noted["texts"] = texts
-        logger.info(
-            "%s %s %d",
-            request.method,
-            request.scope["path"],
-            status,
-            extra={
-                "http_request_id": request_id(request),
-                "status": status,
-                "duration_ms": round(duration_s * 1000, 3),
-                **noted,
-            },
-        )
+        path = request.scope["path"]
+        fields = {
+            "http_request_id": request_id(request),
+            "route": path,
+            "status": status,
+            "duration_ms": round(duration_s * 1000, 3),
+            **noted,
+        }
+        self._lines.write(f"{request.method} {path} {status}", fields)
 
 
 def request_id(request: Request) -> str:
