@@ -69,12 +69,12 @@ class PredictionCache:
         try:
             async with asyncio.timeout(self._timeout_s):
                 values = await self._client.mget(keys)
+            found = _decode_all(values, len(keys))
         except Exception as error:  # noqa: BLE001 — fail open: whatever the store does, the model can still answer
             self._failed("get", error)
             self._metrics.record(metrics.CACHE_LOOKUPS, len(keys), result="error")
             return [None] * len(keys)
         self._answered()
-        found = [_decode(value) for value in values]
         hits = sum(prediction is not None for prediction in found)
         self._metrics.record(metrics.CACHE_LOOKUPS, hits, result="hit")
         self._metrics.record(metrics.CACHE_LOOKUPS, len(keys) - hits, result="miss")
@@ -167,8 +167,19 @@ class PredictionCache:
         self.available = True
 
 
-def _decode(value: bytes | str | None) -> Prediction | None:
-    if value is None:
+def _decode_all(values: object, count: int) -> list[Prediction | None]:
+    """The predictions of a reply.
+
+    Raises:
+        ValueError: it is no reply to a look-up of `count` keys; the store, or what stands before it, lies.
+    """
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"no reply to {count} look-ups")
+    return [_decode(value) for value in values]
+
+
+def _decode(value: object) -> Prediction | None:
+    if not isinstance(value, bytes | str):
         return None
     try:
         return _STORED.validate_json(value).prediction
