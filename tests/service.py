@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -218,14 +218,22 @@ class Service:
         return answers[-1]
 
 
-class Traffic:
-    """Classifies new texts in threads while its block runs; counts statuses, and connections that failed by name.
+def new_text() -> str:
+    """A text that nobody has sent."""
+    return f"Is it {uuid.uuid4()}?"
 
-    Each thread sends again `pause_s` after its answer.
+
+class Traffic:
+    """Classifies texts in threads while its block runs; counts statuses, and connections that failed by name.
+
+    Each thread sends again `pause_s` after its answer, what `text` gives.
     """
 
-    def __init__(self, service: Service, *, threads: int = 1, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, service: Service, *, threads: int = 1, pause_s: float = 0.0, text: Callable[[], str] = new_text
+    ) -> None:
         self._service = service
+        self._text = text
         self._pause_s = pause_s
         self._stop = threading.Event()
         self.outcomes: Counter[int | str] = Counter()
@@ -234,7 +242,7 @@ class Traffic:
     def _run(self) -> None:
         while not self._stop.wait(self._pause_s):
             try:
-                self.outcomes[self._service.classify(f"Is it {uuid.uuid4()}?").status] += 1
+                self.outcomes[self._service.classify(self._text()).status] += 1
             except OSError as error:
                 self.outcomes[repr(error)] += 1
 
