@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +28,9 @@ from loadgen.machine import ROOT
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
 INTERRUPT_TIMEOUT_S = 30
+INGRESS = "ray::ServeReplica:intents:Ingress"
+REPLICA_PORTS = range(30_000, 31_001)
+"""Serve's for requests; a replica's other ports are not HTTP."""
 STEERING = ("RAY_", "REDIS_", "FEEDBACK_REDIS_", "CACHE_", "ENABLE_CACHING", "MODEL_ARTIFACT", "LOG_LEVEL")
 
 
@@ -71,6 +74,16 @@ class LocalService:
         state = json.loads((self._folder / "state" / "intentgraph" / "state.json").read_text())
         supervisor = psutil.Process(state["supervisor"]["pid"])
         return [supervisor, *supervisor.children(recursive=True)]
+
+    def ingress_urls(self) -> list[str]:
+        """Where each ingress replica listens itself, behind HAProxy."""
+        ports: set[int] = set()
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if INGRESS in "".join(process.cmdline()[:1]):
+                    listening = process.net_connections("tcp4")
+                    ports |= {each.laddr.port for each in listening if each.status == psutil.CONN_LISTEN}
+        return [f"http://127.0.0.1:{port}" for port in sorted(ports) if port in REPLICA_PORTS]
 
     def _stop(self, *, keeps_log: bool = False) -> None:
         """Stop the service; that it did not is told, and hides no other error and no figure.
@@ -155,7 +168,7 @@ def shipped_config() -> dict[str, Any]:
 def one_model_replica(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same configuration with a single model replica that stays single: what one does is the measure of all."""
     changed: dict[str, Any] = copy.deepcopy(dict(config))
-    model = _model(changed)
+    model = _deployment(changed, "Model")
     if scaling := model.get("autoscaling_config"):
         scaling.pop("initial_replicas", None)
         scaling |= {"min_replicas": 1, "max_replicas": 1}
@@ -164,16 +177,23 @@ def one_model_replica(config: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
+def with_replicas(config: Mapping[str, Any], deployment: str, count: int) -> dict[str, Any]:
+    """The same configuration with so many replicas of a deployment that does not scale by itself."""
+    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    _deployment(changed, deployment)["num_replicas"] = count
+    return changed
+
+
 def model_threads(config: Mapping[str, Any]) -> int:
     """Threads of a model replica's forward pass: its CPUs rounded up."""
-    options: dict[str, float] = _model(config).get("ray_actor_options", {})
+    options: dict[str, float] = _deployment(config, "Model").get("ray_actor_options", {})
     return math.ceil(options.get("num_cpus", 1))
 
 
-def _model(config: Mapping[str, Any]) -> dict[str, Any]:
+def _deployment(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     deployments = (each for application in config["applications"] for each in application["deployments"])
-    model: dict[str, Any] = next(each for each in deployments if each["name"] == "Model")
-    return model
+    found: dict[str, Any] = next(each for each in deployments if each["name"] == name)
+    return found
 
 
 def _plain_environment() -> dict[str, str]:

@@ -22,7 +22,7 @@ from loadgen.report import Machine, Reconciliation, Report, Steadiness
 from loadgen.schedule import send_times
 from loadgen.server_metrics import PAUSE_S, Counts, Settling, reconcile, scrape
 from loadgen.steadiness import steadiness
-from loadgen.targets import OWN_FAULT, Target, target_of
+from loadgen.targets import OWN_FAULT, Outcome, Target, target_of
 from loadgen.traffic import Call, calls, distinct_texts
 
 MIN_ACHIEVED = 0.99
@@ -32,6 +32,8 @@ AGREED_REST_S = 1.2
 """A service's replicas report every second: counts that agree and have rested for longer are all."""
 WARM_BATCH = 20
 WARM_CALLERS = 4
+WARM_TRIES = 40
+WARM_PAUSE_S = 0.5
 STEADY_ARRIVALS = ("poisson", "constant", "closed")
 
 
@@ -98,7 +100,7 @@ class _Run:
         async def send_from(remaining: Iterator[tuple[str, ...]]) -> None:
             nonlocal warmed
             for batch in remaining:
-                outcome = await target.send(Call(0, None, "batch", batch))
+                outcome = await _until_taken(target, Call(0, None, "batch", batch))
                 if outcome.series != "answered":
                     raise LoadError(f"warming the cache failed: {outcome.series} {outcome.detail}")
                 if warmed // 1000 != (warmed := warmed + len(batch)) // 1000:
@@ -216,6 +218,16 @@ class _Run:
                 f"p99 send lag {lag.p99_ms:.2f} ms is over {self._load.max_lag_ms:g} ms:"
                 " the load generator was late itself; ask for less, or give it more --workers or a quieter machine"
             )
+
+
+async def _until_taken(target: Target, call: Call) -> Outcome:
+    """Send a call again while it is refused with 429, for 20 s: warming is not to overload, it can wait."""
+    for _ in range(WARM_TRIES):
+        outcome = await target.send(call)
+        if outcome.series != "shed":
+            break
+        await asyncio.sleep(WARM_PAUSE_S)
+    return outcome
 
 
 _UNCOUNTED = Reconciliation(agrees=False, counts=[], note="interrupted before the server's counters were read")

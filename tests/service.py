@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -223,14 +223,28 @@ class Service:
         return answers[-1]
 
 
-class Traffic:
-    """Classifies new texts in threads while its block runs; counts statuses, and connections that failed by name.
+def new_text() -> str:
+    """A text that nobody has sent."""
+    return f"Is it {uuid.uuid4()}?"
 
-    Each thread sends again `pause_s` after its answer; with `texts` above 1, a batch of so many.
+
+class Traffic:
+    """Classifies texts in threads while its block runs; counts statuses, and connections that failed by name.
+
+    Each thread sends again `pause_s` after its answer, what `text` gives; with `texts` above 1, a batch of so many.
     """
 
-    def __init__(self, service: Service, *, threads: int = 1, pause_s: float = 0.0, texts: int = 1) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *,
+        threads: int = 1,
+        pause_s: float = 0.0,
+        text: Callable[[], str] = new_text,
+        texts: int = 1,
+    ) -> None:
         self._service = service
+        self._text = text
         self._pause_s = pause_s
         self._texts = texts
         self._stop = threading.Event()
@@ -239,7 +253,7 @@ class Traffic:
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause_s):
-            texts = [f"Is it {uuid.uuid4()}?" for _ in range(self._texts)]
+            texts = [self._text() for _ in range(self._texts)]
             try:
                 answer = self._service.batch(texts) if len(texts) > 1 else self._service.classify(*texts)
                 self.outcomes[answer.status] += 1

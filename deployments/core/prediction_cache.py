@@ -94,7 +94,7 @@ class PredictionCache:
         """The value of each key; None when the store does not give them in time."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                values = await self._store.get_many(keys)
+                values = _require_reply(await self._store.get_many(keys), len(keys))
         except Exception as error:  # noqa: BLE001 — fail open: whatever the store does, the model can still answer
             self._failed("get", error)
             self._breaker.failed(type(error).__name__)
@@ -226,6 +226,19 @@ class PredictionCache:
 
     def _answered(self, operation: str) -> None:
         self._failing.discard(operation)
+
+
+def _require_reply(values: object, count: int) -> Sequence[bytes | None]:
+    """The values of a reply to a look-up of `count` keys.
+
+    Raises:
+        ValueError: it is no such reply; the store, or what stands before it, lies.
+    """
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"no reply to {count} look-ups")
+    if not all(value is None or isinstance(value, bytes) for value in values):
+        raise ValueError("a reply of other things than bytes")
+    return values
 
 
 def _decode(value: bytes) -> Prediction | None:

@@ -88,6 +88,11 @@ class Server:
         if code:
             raise LoadError(f"it failed: {self._last_words()}")
 
+    @property
+    def process(self) -> psutil.Process:
+        """The program itself, to be frozen or killed."""
+        return psutil.Process(self._process.pid)
+
     def stop(self) -> None:
         """End the program, then whatever of it is left.
 

@@ -3,14 +3,12 @@
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.service import ROOT, Service
+from tests.graph.rollout import shipped
+from tests.service import Service
 
 
 @pytest.fixture
 def config(service: Service) -> dict[str, Any]:
     """The shipped configuration, on the service's port."""
-    shipped = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    shipped["http_options"]["port"] = service.port
-    return shipped
+    return shipped(service)

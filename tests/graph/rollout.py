@@ -17,6 +17,13 @@ SETTLE_TIMEOUT_S = 90
 POLL_S = 0.25
 
 
+def shipped(service: Service) -> dict[str, Any]:
+    """The shipped configuration, on the service's port."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = service.port
+    return config
+
+
 def deploy(service: Service, folder: Path, config: dict[str, Any]) -> None:
     """Deploy a configuration; the rollout goes on after it returns."""
     path = folder / "serve_config.yaml"

@@ -87,6 +87,22 @@ async def test_a_foreign_or_damaged_value_is_a_miss_counted_and_deleted(store, c
     assert counted.total(metrics.CACHE_CORRUPT) == 1
 
 
+class Liar:
+    """A store whose replies to look-ups are sound, but to another question."""
+
+    def __init__(self, reply: object) -> None:
+        self._reply = reply
+
+    async def mget(self, _keys: object) -> object:
+        return self._reply
+
+
+@pytest.mark.parametrize("reply", [None, b"OK", 7, [], [None], [None] * 3, [7, 8]])
+async def test_a_reply_to_another_question_is_all_misses(counted: CountingMetrics, reply: object):
+    """Nothing of it is taken for a prediction, and there is one result a key."""
+    assert await cache(Liar(reply), counted).get_many(["a", "b"]) == [None, None]
+
+
 async def test_a_value_of_another_schema_version_is_a_miss(store, counted: CountingMetrics):
     """Whatever else is right about it."""
     predictions = cache(store[1], counted)
