@@ -23,7 +23,9 @@ from deployments.core.parsing import parse
 from deployments.core.purges import CHANNEL, PurgeFollower
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
-from deployments.http.app import build_app
+from deployments.http.app import API, build_app
+from deployments.http.front import Front, install
+from deployments.http.request_log import RequestLog
 from deployments.logs import configure_logging, request_lines
 from deployments.parts import HandleParts
 from deployments.runtime import RayMetrics
@@ -66,7 +68,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The HTTP application; Serve asks for it once the replica is constructed."""
-        return build_app(self._settings, self._service, self._parts, request_lines())
+        log = RequestLog(request_lines(), log_texts=self._settings.log_texts)
+        install(Front(f"{API}/classify", self._service, log))
+        return build_app(self._settings, self._service, self._parts, log)
 
     async def classify(self, text: str) -> dict[str, Any]:
         """The classification of one text, as the HTTP body has it.

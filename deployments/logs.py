@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from logging.handlers import MemoryHandler, RotatingFileHandler
 from typing import Any
 
+from ray import serve
 from ray._common.formatters import JSONFormatter
 
 from deployments.http.request_log import Lines, LoggedLines
@@ -55,10 +56,11 @@ def request_lines() -> Lines:
 def _replica(handlers: Sequence[logging.Handler]) -> dict[str, Any]:
     """What Serve's filters add to each line of this replica; asking Ray for it again costs 46 µs."""
     blank = logging.makeLogRecord({})
-    standard = set(vars(blank))
+    standard = {*vars(blank), "task_name", "task_func_name", "log_to_stderr"}  # of this moment, and of no use
     for handler in handlers:
         handler.filter(blank)
-    return {key: value for key, value in vars(blank).items() if key not in standard and value is not None}
+    noted = {key: value for key, value in vars(blank).items() if key not in standard and value is not None}
+    return noted | {"application": serve.get_replica_context().app_name}
 
 
 class RequestLines:
@@ -73,7 +75,9 @@ class RequestLines:
         self._file = file
         file.setFormatter(_Ready(file.formatter))
         self._enabled = logging.getLogger("deployments").isEnabledFor(logging.INFO)
-        self._constant = {"levelname": "INFO", "process": os.getpid(), **replica}
+        constant = {"levelname": "INFO", "process": os.getpid(), **replica}
+        self._constant = json.dumps(constant)[1:-1]  # written once, not with every line
+        self._second, self._second_text = 0, ""
         self._lines: list[str] = []
         self._writing = asyncio.create_task(self._write_for_ever())
 
@@ -83,14 +87,18 @@ class RequestLines:
             return
         now_ns = time.time_ns()
         line = {
-            "asctime": _asctime(now_ns),
             "message": message,
-            **self._constant,
             "request_id": fields["http_request_id"],
             **fields,
             "timestamp_ns": now_ns,
         }
-        self._lines.append(json.dumps(line))
+        self._lines.append(f'{{"asctime": "{self._asctime(now_ns)}", {self._constant}, {json.dumps(line)[1:]}')
+
+    def _asctime(self, now_ns: int) -> str:
+        second, rest_ns = divmod(now_ns, 1_000_000_000)
+        if second != self._second:
+            self._second, self._second_text = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._second_text},{rest_ns // 1_000_000:03d}"
 
     async def _write_for_ever(self) -> None:
         try:
@@ -118,8 +126,3 @@ class _Ready(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return str(record.msg) if hasattr(record, _READY) else self._formatter.format(record)
-
-
-def _asctime(now_ns: int) -> str:
-    seconds, rest = divmod(now_ns, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))},{rest // 1_000_000:03d}"

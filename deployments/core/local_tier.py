@@ -38,7 +38,7 @@ class LocalTier:
         max_bytes: Most memory it takes; 0 keeps nothing.
         ttl_s: Seconds an answer is served.
         correction: Gives the correction in force for a text key.
-        recorder: Counts look-ups, and tells the memory taken.
+        recorder: Tells the memory taken.
         clock: Monotonic seconds.
     """
 
@@ -88,11 +88,7 @@ class LocalTier:
 
     def get(self, text: str, *, scores: bool) -> Kept | None:
         """The answer for a text, unless it is too old or another correction has come or gone since."""
-        kept = self._get((text, scores))
-        self._metrics.record(metrics.LOCAL_LOOKUPS, result="hit" if kept else "miss")
-        return kept
-
-    def _get(self, key: tuple[str, bool]) -> Kept | None:
+        key = text, scores
         entry = self._answers.get(key)
         if entry is None:
             return None

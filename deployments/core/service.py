@@ -225,14 +225,27 @@ class IntentService:
         self._count(items, self._clock() - started_s)
         return Answers(items, asked.stages)
 
+    def at_hand(self, text: str) -> Answer | None:
+        """What `classify` would answer for a text, if the local tier has it; counted as its answer. Costs 5 µs."""
+        started_s = self._clock()
+        answer = self._local(text, scores=False)
+        if answer:
+            self._metrics.record(metrics.LOCAL_LOOKUPS, result="hit")
+            self._count((answer,), self._clock() - started_s)
+        return answer
+
     def _at_hand(self, texts: Sequence[str], asked: _Asked) -> dict[str, Answer]:
         """Answer what the local tier has."""
-        answers: dict[str, Answer] = {}
         with asked.stages.measure("local"):
-            for text in texts:
-                if kept := self.local_tier.get(text, scores=asked.scores):
-                    answers[text] = Answer(kept.body, "correction" if kept.correction else "hit-local")
+            found = {text: self._local(text, scores=asked.scores) for text in texts}
+        answers = {text: answer for text, answer in found.items() if answer}
+        self._metrics.record(metrics.LOCAL_LOOKUPS, len(answers), result="hit")
+        self._metrics.record(metrics.LOCAL_LOOKUPS, len(found) - len(answers), result="miss")
         return answers
+
+    def _local(self, text: str, *, scores: bool) -> Answer | None:
+        kept = self.local_tier.get(text, scores=scores)
+        return Answer(kept.body, "correction" if kept.correction else "hit-local") if kept else None
 
     async def _fetch(self, texts: Sequence[str], asked: _Asked) -> dict[str, Answer]:
         """Answer distinct texts from the cache deployment and the model."""

@@ -24,7 +24,7 @@ from deployments.core.service import Answers, CachePolicy, IntentService
 from deployments.core.settings import Settings
 from deployments.http.docs import docs_routes
 from deployments.http.openapi import document
-from deployments.http.request_log import Handler, Lines, LoggedLines, RequestLog
+from deployments.http.request_log import Handler, RequestLog
 
 API = "/api/v1/intents"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -86,13 +86,9 @@ CALLS = (
 )  # fmt: skip
 
 
-def build_app(settings: Settings, service: IntentService, probes: Probes, lines: Lines | None = None) -> ASGIApp:
-    """The application: the calls of the table, `/docs`, and problem+json for everything refused.
-
-    `lines` takes each request's line of the log; without it they go through `logging`.
-    """
+def build_app(settings: Settings, service: IntentService, probes: Probes, log: RequestLog) -> ASGIApp:
+    """The application: the calls of the table, `/docs`, and problem+json for everything refused."""
     handlers = Handlers(settings, service, probes)
-    log = RequestLog(lines or LoggedLines(), log_texts=settings.log_texts)
     endpoints = {(call.method, call.path): log.around(getattr(handlers, call.handler)) for call in CALLS}
     app = Starlette(
         routes=[

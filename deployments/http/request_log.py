@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from deployments.http.problems import problem
 
@@ -56,7 +57,8 @@ class RequestLog:
                 status = response.status_code
             finally:
                 # Also when the client went away and the handler was cancelled.
-                self._write(request, status, time.perf_counter() - started)
+                noted = getattr(request.state, "log", {})
+                self.write(request.scope, request_id(request), status, time.perf_counter() - started, noted)
             return response
 
         return endpoint
@@ -72,25 +74,27 @@ class RequestLog:
                 logger.exception("request failed", extra={"http_request_id": request_id(request)})
             return response
 
-    def _write(self, request: Request, status: int, duration_s: float) -> None:
-        noted: dict[str, Any] = dict(getattr(request.state, "log", {}))
-        texts = noted.pop("texts", ())
-        if texts:
-            noted["text_lengths"] = [len(text) for text in texts]
-        if texts and self._log_texts:
-            noted["texts"] = texts
-        path = request.scope["path"]
+    def write(self, scope: Scope, request_id: str, status: int, duration_s: float, noted: Mapping[str, Any]) -> None:
+        """Write a request's line; of the texts it was about, which stand in `noted`, their lengths."""
         fields = {
-            "http_request_id": request_id(request),
-            "route": path,
+            "http_request_id": request_id,
+            "route": scope["path"],
             "status": status,
             "duration_ms": round(duration_s * 1000, 3),
             **noted,
         }
-        self._lines.write(f"{request.method} {path} {status}", fields)
+        if texts := fields.pop("texts", ()):
+            fields["text_lengths"] = [len(text) for text in texts]
+            if self._log_texts:
+                fields["texts"] = texts
+        self._lines.write(f"{scope['method']} {scope['path']} {status}", fields)
 
 
 def request_id(request: Request) -> str:
-    """The request's id as Serve's middleware set it; one that could forge a log line is not repeated."""
-    given = request.headers.get("x-request-id", "")
-    return given if _SAFE_REQUEST_ID.fullmatch(given) else "unsafe"
+    """The request's id as Serve's middleware set it, for the log."""
+    return loggable(request.headers.get("x-request-id", ""))
+
+
+def loggable(request_id: str) -> str:
+    """A request's id, unless it could forge a log line."""
+    return request_id if _SAFE_REQUEST_ID.fullmatch(request_id) else "unsafe"

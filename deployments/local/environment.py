@@ -50,6 +50,11 @@ def _haproxy_knobs(cpus: int) -> tuple[Knob, ...]:
     return (
         Knob("RAY_SERVE_ENABLE_HA_PROXY", "1", "7x the requests of Serve's own Python proxy", yields=False),
         Knob("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1", "gRPC between replicas, one event loop in each", yields=False),
+        Knob(
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+            "deployments.http.front.middlewares",
+            "a hit is answered before Serve's own work on a request",
+        ),
         Knob("RAY_SERVE_HAPROXY_NBTHREAD", threads, "on 2 cores one thread serves 15 % more than the default 4"),
         Knob("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0", "its manager spends 25 % of a core on a log line a request"),
     )

@@ -12,6 +12,7 @@ from deployments.core.feedback_log import Receipt
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
 from deployments.http.app import API, CALLS, build_app
+from deployments.http.request_log import LoggedLines, RequestLog
 from tests.unit.fakes import CountingMetrics, FakeParts, artifact
 
 CLASSIFY = f"{API}/classify"
@@ -48,10 +49,14 @@ def counted() -> CountingMetrics:
     return CountingMetrics()
 
 
+def client_of(settings: Settings, parts: FakeParts, probes: FakeProbes, counted: CountingMetrics) -> TestClient:
+    service = IntentService(settings, artifact(), parts, counted)
+    return TestClient(build_app(settings, service, probes, RequestLog(LoggedLines(), log_texts=settings.log_texts)))
+
+
 @pytest.fixture
 def client(parts: FakeParts, probes: FakeProbes, counted: CountingMetrics) -> TestClient:
-    settings = Settings()
-    return TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    return client_of(Settings(), parts, probes, counted)
 
 
 def test_a_hits_body_is_the_misses_byte_for_byte(client: TestClient):
@@ -306,7 +311,7 @@ def test_a_purge_while_the_store_is_away_is_503(client: TestClient, parts: FakeP
 def test_a_purge_by_anybody_is_403(parts: FakeParts, probes: FakeProbes, counted: CountingMetrics):
     """There are no keys yet to tell an operator by."""
     settings = Settings(auth="open")
-    client = TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    client = client_of(settings, parts, probes, counted)
     answer = client.post(PURGE, json={"all": True})
 
     assert (answer.status_code, answer.json()["type"]) == (403, "forbidden")
@@ -320,7 +325,7 @@ def test_the_log_line_of_a_purge_has_its_count_and_never_its_texts(
     """A thousand texts, or their lengths, would bury the line."""
     caplog.set_level(logging.INFO)
     settings = Settings(log_texts=log_texts)
-    client = TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    client = client_of(settings, parts, probes, counted)
     client.post(PURGE, json={"texts": ["secret"]})
     (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
 
@@ -401,7 +406,7 @@ def test_a_warming_that_the_settings_forbid_is_403(
 ):
     """The detail names the setting, since only that can change it."""
     settings = Settings(**{name: value})
-    client = TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    client = client_of(settings, parts, probes, counted)
     answer = client.post(WARM, json={"texts": ["a"]})
 
     assert (answer.status_code, answer.json()["type"]) == (403, "forbidden")
@@ -415,7 +420,7 @@ def test_the_log_line_of_a_warming_has_its_counts_and_never_its_texts(
     """A thousand texts would bury the line, also where texts are logged."""
     caplog.set_level(logging.INFO)
     settings = Settings(log_texts=True)
-    client = TestClient(build_app(settings, IntentService(settings, artifact(), parts, counted), probes))
+    client = client_of(settings, parts, probes, counted)
     client.post(WARM, json={"texts": ["secret"]})
     (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
 

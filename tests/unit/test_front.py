@@ -1,0 +1,171 @@
+"""Hits in front of Serve: the same answers, and nothing else is touched."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.core import metrics
+from deployments.core.corrections import Correction
+from deployments.core.service import IntentService
+from deployments.core.settings import Settings
+from deployments.core.text import correction_key
+from deployments.http import front
+from deployments.http.app import API, build_app
+from deployments.http.front import Front, middlewares
+from deployments.http.request_log import LoggedLines, RequestLog
+from tests.unit.fakes import CountingMetrics, FakeParts, artifact
+from tests.unit.test_http import FakeProbes
+
+PATH = f"{API}/classify"
+
+
+class Replica:
+    """An ingress replica's application behind the middleware, as Serve stacks them; `reached` counts requests to it."""
+
+    def __init__(self) -> None:
+        self.reached = 0
+        self.parts, self.counted = FakeParts(), CountingMetrics()
+        settings = Settings()
+        self.service = IntentService(settings, artifact(), self.parts, self.counted)
+        self.log = RequestLog(LoggedLines(), log_texts=False)
+        self._app = build_app(settings, self.service, FakeProbes(), self.log)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self.reached += 1
+        await self._app(scope, receive, send)
+
+    def stacked(self) -> ASGIApp:
+        """What its HTTP server runs; the service starts with the first message, in the server's own event loop."""
+        (middleware,) = middlewares()
+        behind = middleware.cls(self.app)
+
+        async def server(scope: Scope, receive: Receive, send: Send) -> None:
+            if not front._fronts:
+                self.service.local_tier.open()
+                front.install(Front(PATH, self.service, self.log))
+            await behind(scope, receive, send)
+
+        return server
+
+
+@pytest.fixture
+def replica() -> Iterator[Replica]:
+    yield Replica()
+    front._fronts.clear()
+
+
+@pytest.fixture
+def client(replica: Replica) -> Iterator[TestClient]:
+    with TestClient(replica.stacked()) as client:  # one event loop for all of its requests
+        yield client
+
+
+def test_the_second_call_is_answered_in_front_and_equals_the_first(client: TestClient, replica: Replica):
+    """Byte for byte; only headers tell where it came from."""
+    miss, hit = (client.post(PATH, json={"text": "hé"}, headers={"X-Request-ID": "r-1"}) for _ in range(2))
+
+    assert (miss.headers["X-Cache"], hit.headers["X-Cache"]) == ("miss", "hit-local")
+    assert (hit.status_code, hit.content) == (200, miss.content)
+    assert (hit.headers["Content-Type"], hit.headers["X-Request-ID"]) == ("application/json", "r-1")
+    assert hit.headers["Server-Timing"].startswith("local;dur=")
+    assert replica.reached == 1
+
+
+def test_each_text_counts_once_wherever_it_was_answered(client: TestClient, replica: Replica):
+    """One miss and two hits; the look in front that found nothing is not a second miss."""
+    for _ in range(3):
+        client.post(PATH, json={"text": "a"})
+    counted = replica.counted
+
+    assert counted.total(metrics.REQUESTS, status="success") == 1
+    assert counted.total(metrics.REQUESTS, status="cache_hit") == 2
+    assert counted.observations(metrics.DURATION, cache_status="hit") == 2
+    assert counted.total(metrics.LOCAL_LOOKUPS, result="hit") == 2
+    assert counted.total(metrics.LOCAL_LOOKUPS, result="miss") == 1
+
+
+def test_a_correction_is_answered_in_front_as_one(client: TestClient, replica: Replica):
+    """From the first request after it came."""
+    client.post(PATH, json={"text": "a"})
+    replica.parts.corrections[correction_key("a")] = Correction("1-0", "translation", None, None, 0.0)
+    first, second = (client.post(PATH, json={"text": "a"}) for _ in range(2))
+
+    assert (first.headers["X-Cache"], second.headers["X-Cache"]) == ("correction", "correction")
+    assert first.content == second.content
+    assert replica.reached == 2
+
+
+def test_a_request_id_is_drawn_for_a_caller_without_one(client: TestClient):
+    """Serve's own middleware comes after this one."""
+    client.post(PATH, json={"text": "a"})
+    ids = {client.post(PATH, json={"text": "a"}).headers["X-Request-ID"] for _ in range(2)}
+
+    assert len(ids) == 2
+
+
+OTHERS: dict[str, Callable[[TestClient], object]] = {
+    "another path": lambda client: client.post(f"{API}/classify/batch", json={"texts": ["a"]}),
+    "another method": lambda client: client.get(PATH),
+    "with scores": lambda client: client.post(f"{PATH}?scores=true", json={"text": "a"}),
+    "no-cache": lambda client: client.post(PATH, json={"text": "a"}, headers={"Cache-Control": "no-cache"}),
+    "a wrong time limit": lambda client: client.post(
+        PATH, json={"text": "a"}, headers={"X-Request-Timeout-Seconds": "x"}
+    ),
+    "an invalid body": lambda client: client.post(PATH, content=b'{"text":5}'),
+    "no body": lambda client: client.post(PATH),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_everything_else_reaches_the_application_as_it_came(client: TestClient, replica: Replica, name: str):
+    """The answer is the application's own, body and all."""
+    client.post(PATH, json={"text": "a"})
+    behind = OTHERS[name](client)
+    with TestClient(replica.app) as direct:
+        straight = OTHERS[name](direct)
+
+    assert replica.reached == 3
+    assert (behind.status_code, behind.content) == (straight.status_code, straight.content)
+
+
+async def test_a_body_in_parts_reaches_the_application_whole(replica: Replica):
+    """The first part was read in front; nothing of it is missing."""
+    parts = [(b'{"text":', True), (b'"a"}', False)]
+    messages = iter({"type": "http.request", "body": body, "more_body": more} for body, more in parts)
+    scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "headers": []}
+    sent = []
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await replica.stacked()(scope, receive, send)
+
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["intent"]) == (200, "reasoning")
+
+
+def test_a_process_without_an_ingress_replica_answers_as_ever(replica: Replica):
+    """Such as the one of a proxy, or of another application's replica."""
+    (middleware,) = middlewares()
+    with TestClient(middleware.cls(replica.app)) as client:
+        answers = [client.post(PATH, json={"text": "a"}) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert replica.reached == 2
+
+
+def test_another_event_loop_does_not_touch_the_services_memory(replica: Replica):
+    """Serve may run its server in one thread and the service in another."""
+    with TestClient(replica.stacked()) as client:
+        client.post(PATH, json={"text": "a"})
+    with TestClient(replica.stacked()) as client:
+        answer = client.post(PATH, json={"text": "a"})
+
+    assert json.loads(answer.content)["intent"] == "reasoning"
+    assert replica.reached == 2
