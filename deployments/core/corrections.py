@@ -85,11 +85,6 @@ class Overlay:
         while self._corrections and not self._lives(next(iter(self._corrections.values())), now_s):
             self._corrections.popitem(last=False)
 
-    def difference(self, other: Overlay) -> set[str]:
-        """Give the text keys that the two answer differently."""
-        mine, others = self._corrections, other._corrections
-        return {text_key for text_key in mine.keys() | others.keys() if mine.get(text_key) != others.get(text_key)}
-
     def __len__(self) -> int:
         return len(self._corrections)
 
@@ -112,7 +107,6 @@ class Follower:
         ttl_s: a correction's life from its acceptance.
         max_corrections: most corrections held.
         metrics: records the lag of entries and the corrections held.
-        on_entry: called with the text key of each correction that came or went, after the overlay changed.
         clock: this machine's monotonic clock, seconds.
         jitter: gives numbers in [0, 1), so that replicas do not reconnect in step.
     """
@@ -125,7 +119,6 @@ class Follower:
         timeout_s: float = 1.0,
         ttl_s: float = DAY_S,
         max_corrections: int = 100_000,
-        on_entry: Callable[[str], None] = lambda _text_key: None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -134,7 +127,6 @@ class Follower:
         self._timeout_s = timeout_s
         self._ttl_s = ttl_s
         self._max_corrections = max_corrections
-        self._on_entry = on_entry
         self._clock = clock
         self._jitter = jitter
         self._clock_offset_s = 0.0
@@ -231,9 +223,7 @@ class Follower:
                 _fold(overlay, entry_id, fields)
             last_id = page[-1][0].decode()
         overlay.expire(self._now_s())
-        self._overlay, previous = overlay, self._overlay
-        for text_key in overlay.difference(previous):
-            self._on_entry(text_key)
+        self._overlay = overlay
         return last_id
 
     async def _take_next(self, store: Redis, last_id: str) -> str:
@@ -242,7 +232,6 @@ class Follower:
             last_id = entry_id.decode()
             if entry := _fold(self._overlay, entry_id, fields):
                 self._metrics.record(LOG_LAG, max(0.0, self._now_s() - entry.accepted_at_s))
-                self._on_entry(entry.text_key)
         return last_id
 
     async def _read(
