@@ -20,7 +20,7 @@ from deployments.core.errors import (
 )
 from deployments.core.feedback_log import LogStats, Receipt
 from deployments.core.prediction import Prediction
-from deployments.core.service import CachePolicy, IntentService
+from deployments.core.service import Answer, CachePolicy, IntentService
 from deployments.core.settings import Settings
 from deployments.core.text import correction_key
 from tests.unit.fakes import CountingMetrics, FakeParts, artifact, prediction
@@ -459,3 +459,87 @@ async def test_a_text_at_which_the_model_fails_is_named_by_its_place(service: In
     with pytest.raises(Internal, match=r"failed on 1 texts, texts\.1 is the first; 0 cached already, 2 computed"):
         await service.warm(WarmRequest(texts=("a", "secret", "b")))
     assert len(parts.kept) == 2
+
+
+async def test_an_answer_is_at_hand_for_whoever_asks_next(parts: FakeParts, counted: CountingMetrics):
+    """From memory: neither the cache nor the model is asked, and the bytes are the same."""
+    service = with_local_tier(parts, counted)
+    miss = await service.classify(["a", "b"])
+    parts.kept.clear()
+    hit = await service.classify(["b", "a", "c"])
+
+    assert hit.cache_states == ["hit-local", "hit-local", "miss"]
+    assert hit.bodies[:2] == miss.bodies[::-1]
+    assert parts.predicted == ["a", "b", "c"]
+    assert service.at_hand("a") == Answer(miss.bodies[0], "hit-local")
+    assert service.at_hand("A") is None  # another text, for which the store has the prediction
+
+
+async def test_a_correction_reaches_what_is_at_hand_at_once(parts: FakeParts, counted: CountingMetrics):
+    """And its end too; a late prediction of the model changes neither."""
+    service = with_local_tier(parts, counted)
+    await service.classify(["a"])
+    parts.corrections[correction_key("a")] = Correction("1-0", "translation", None, None, 0.0)
+    corrected = await service.classify(["a"])
+    again = await service.classify(["a"])
+    await service.classify(["a"], policy=CachePolicy.from_header("no-cache"))
+    after_the_model = await service.classify(["a"])
+    parts.corrections.clear()
+    undone = await service.classify(["a"])
+
+    states = [answers.cache_states for answers in (corrected, again, after_the_model, undone)]
+    assert states == [["correction"], ["correction"], ["correction"], ["hit-redis"]]
+    assert undone.classifications[0]["metadata"]["source"] == "model"
+
+
+async def test_no_cache_renews_what_is_at_hand_and_no_store_does_not(parts: FakeParts, counted: CountingMetrics):
+    """What it keeps is what is served from then on."""
+    service = with_local_tier(parts, counted)
+    await service.classify(["a"])
+    parts.outcomes["a"] = prediction("a", "translation")
+    await service.classify(["a"], policy=CachePolicy.from_header("no-store"))
+    as_before = await service.classify(["a"])
+    await service.classify(["a"], policy=CachePolicy.from_header("no-cache"))
+    renewed = await service.classify(["a"])
+
+    assert [answers.classifications[0]["intent"] for answers in (as_before, renewed)] == ["reasoning", "translation"]
+
+
+async def test_an_answer_of_another_model_version_is_not_at_hand(parts: FakeParts, counted: CountingMetrics):
+    """While an update rolls out, some come from the model that is on its way."""
+    service = with_local_tier(parts, counted)
+    parts.outcomes["a"] = replace(prediction("a"), model_version="v2")
+    await service.classify(["a"])
+
+    assert service.at_hand("a") is None
+
+
+async def test_a_purge_leaves_nothing_at_hand(parts: FakeParts, counted: CountingMetrics):
+    """Also one that the store did not do: it may have, with its answer lost."""
+    service = with_local_tier(parts, counted)
+    await service.classify(["a"])
+    parts.purge_error = Unavailable("away")
+    with pytest.raises(Unavailable):
+        await service.purge(PurgeRequest(texts=("b",)))
+
+    assert service.at_hand("a") is None
+
+
+async def test_many_who_ask_for_a_new_text_at_once_cost_one_prediction(parts: FakeParts, counted: CountingMetrics):
+    """However they write it; those who ask the model itself are not among them."""
+    service = with_local_tier(parts, counted)
+    no_cache = CachePolicy.from_header("no-cache")
+    answers = await asyncio.gather(
+        *(service.classify([text]) for text in ("a", " A ", "a", "a")), service.classify(["a"], policy=no_cache)
+    )
+
+    assert {answer.bodies[0] for answer in answers} == {answers[0].bodies[0]}
+    assert [answer.cache_states for answer in answers] == [["miss"]] * 4 + [["bypass"]]
+    assert len(parts.predicted) == 2
+    assert counted.total(metrics.JOINED) == 3
+
+
+def with_local_tier(parts: FakeParts, counted: CountingMetrics) -> IntentService:
+    service = IntentService(Settings(), artifact(), parts, counted)
+    service.local_tier.open()
+    return service

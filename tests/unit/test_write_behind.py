@@ -133,3 +133,31 @@ def test_everything_taken_is_written_once_and_in_bounds(puts: list[dict[str, int
     written = asyncio.run(calls())
     assert [item for call in written for item in call.items()] == list(expected.items())
     assert all(1 <= len(call) <= max_items for call in written)
+
+
+async def test_what_is_not_written_yet_can_be_read():
+    """While it waits and while it is being written; the latest value counts."""
+
+    class Slow(Store):
+        def __init__(self) -> None:
+            super().__init__()
+            self.written = asyncio.Event()
+
+        async def write(self, items: dict[str, int]) -> None:
+            await super().write(items)
+            await self.written.wait()
+
+    store = Slow()
+    writes = writes_to(store)
+    writes.put({"a": 1, "b": 2})
+    waiting = writes.get("a")
+    await store.release()
+    writes.put({"a": 3})
+    meanwhile = writes.get("a"), writes.get("b"), writes.get("c")
+    store.written.set()
+    await store.release()
+
+    assert waiting == 1
+    assert meanwhile == (3, 2, None)
+    assert (writes.get("a"), writes.get("b")) == (None, None)
+    assert store.calls == [{"a": 1, "b": 2}, {"a": 3}]
