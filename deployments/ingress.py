@@ -69,7 +69,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The HTTP application; Serve asks for it once the replica is constructed."""
         log = RequestLog(request_lines(), log_texts=self._settings.log_texts)
-        install(Front(f"{API}/classify", self._service, log))
+        install(Front(f"{API}/classify", self._service, log, looks_up=self._settings.enable_caching))
         return build_app(self._settings, self._service, self._parts, log)
 
     async def classify(self, text: str) -> dict[str, Any]:

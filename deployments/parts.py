@@ -83,11 +83,15 @@ class HandleParts:
 
     async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
         """The kept prediction of each key; all misses when the cache is away."""
-        unwritten = {key: prediction for key in keys if (prediction := self._writes.get(key))}
+        unwritten = {key: prediction for key in keys if (prediction := self.unwritten(key))}
         elsewhere = [key for key in keys if key not in unwritten]
         found = dict(zip(elsewhere, await self._lookups.submit(elsewhere), strict=True)) if elsewhere else {}
         # Again afterwards: a prediction that came meanwhile was not in the store yet when that was asked.
-        return [unwritten.get(key) or found.get(key) or self._writes.get(key) for key in keys]
+        return [unwritten.get(key) or found.get(key) or self.unwritten(key) for key in keys]
+
+    def unwritten(self, key: str) -> Prediction | None:
+        """A kept prediction that is still on its way into the store."""
+        return self._writes.get(key)
 
     async def _get_many(self, keys: list[str]) -> Sequence[Prediction | None]:
         unique = list(dict.fromkeys(keys))

@@ -8,6 +8,7 @@ the other deployments and unit tests with a few lines.
 
 import asyncio
 import json
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -60,6 +61,9 @@ class Parts(Protocol):
 
     async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
         """The kept prediction of each key; None for a miss. Never raises: a cache that is away is all misses."""
+
+    def unwritten(self, key: str) -> Prediction | None:
+        """A kept prediction that is still on its way into the store."""
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         """Have fresh predictions kept; returns at once, nobody waits for it."""
@@ -156,6 +160,14 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedUp:
+    """A look-up that found nothing: when its request came, and the milliseconds it took."""
+
+    started_s: float
+    spent_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Asked:
     """What a request allows and wants, when its time ends, and before which purge of the local tier it came."""
 
@@ -164,6 +176,7 @@ class _Asked:
     leaves_s: float
     generation: int
     stages: Stages
+    looked_up: LookedUp | None = None
 
 
 class IntentService:
@@ -200,8 +213,9 @@ class IntentService:
         policy: CachePolicy | None = None,
         scores: bool = False,
         timeout_s: float | None = None,
+        looked_up: LookedUp | None = None,
     ) -> Answers:
-        """Classify valid texts; all of them or none.
+        """Classify valid texts; all of them or none. A text that was `looked_up` is not asked of the cache again.
 
         Raises:
             Overloaded: the model has no time or no room for it (429).
@@ -209,10 +223,10 @@ class IntentService:
             DeadlineExceeded: not within `timeout_s`, or the setting's `request_timeout_s` (503).
             Internal: the model failed on a text (500).
         """
-        started_s = self._clock()
+        started_s = looked_up.started_s if looked_up else self._clock()
         limit_s = min(timeout_s or self._settings.request_timeout_s, self._settings.request_timeout_s)
         allowed = (policy or READ_AND_WRITE) if self._settings.enable_caching else CachePolicy(read=False, write=False)
-        asked = _Asked(allowed, scores, started_s + limit_s, self.local_tier.generation, Stages(self._clock))
+        asked = _Asked(allowed, scores, started_s + limit_s, self.local_tier.generation, Stages(self._clock), looked_up)
         answers = self._at_hand(texts, asked) if allowed.read else {}
         if rest := [text for text in dict.fromkeys(texts) if text not in answers]:
             try:
@@ -234,6 +248,20 @@ class IntentService:
             self._count((answer,), self._clock() - started_s)
         return answer
 
+    async def look_up(self, text: str) -> Answer | LookedUp:
+        """What `classify` would answer for a text that the cache deployment has; counted as its answer."""
+        started_s = self._clock()
+        asked = _Asked(READ_AND_WRITE, False, math.inf, self.local_tier.generation, Stages(self._clock))
+        key = self._key(text)
+        found = await self._look_up([key])
+        spent_s = self._clock() - started_s
+        if key not in found:
+            return LookedUp(started_s, 1000 * spent_s)
+        answer = self._answer(text, found[key], "hit-redis", asked)
+        self._metrics.record(metrics.LOCAL_LOOKUPS, result="miss")
+        self._count((answer,), spent_s)
+        return answer
+
     def _at_hand(self, texts: Sequence[str], asked: _Asked) -> dict[str, Answer]:
         """Answer what the local tier has."""
         with asked.stages.measure("local"):
@@ -251,7 +279,10 @@ class IntentService:
         """Answer distinct texts from the cache deployment and the model."""
         keys = {text: self._key(text) for text in texts}
         kept: dict[str, Prediction] = {}
-        if asked.policy.read:
+        if asked.looked_up:
+            asked.stages.spent_ms["cache"] = asked.looked_up.spent_ms
+            kept = {key: prediction for key in keys.values() if (prediction := self._parts.unwritten(key))}
+        elif asked.policy.read:
             with asked.stages.measure("cache"):
                 kept = await self._look_up(list(dict.fromkeys(keys.values())))
         fresh: dict[str, Prediction] = {}

@@ -30,6 +30,8 @@ API = "/api/v1/intents"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 MAX_IDEMPOTENCY_KEY = 255
 SERVE_TIMEOUT_MARGIN_S = 0.1
+LOOKED_UP = "intents.looked_up"
+"""Where a request's scope has the `LookedUp` of one that was looked up before it came here, see `front`."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -165,6 +167,7 @@ class Handlers:
                 "policy": CachePolicy.from_header(request.headers.get("cache-control", "")),
                 "scores": _flag(request, "scores"),
                 "timeout_s": _timeout_s(request),
+                "looked_up": request.scope.get(LOOKED_UP),
             }
         except InvalidInput:
             self._service.refuse()

@@ -1,12 +1,16 @@
 """Hits are answered in front of Serve: before it begins its own work on a request.
 
+    text ── at hand? ── kept? ── Serve ── the application, which need not look again
+
 Serve's HTTP server in a replica goes through `middlewares` first, when RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
-it. A text whose answer is at hand needs nothing of what Serve does then: no task of its own, no place among the ongoing
-requests, no watch over whether its caller leaves. Everything else goes on to Serve as it came, and so does every
-request in a process that is no ingress replica. Without that variable the answers are the same; a hit takes longer.
+it. A text whose prediction is kept needs nothing of what Serve does then: no task of its own, no place among the
+ongoing requests, no watch over whether its caller leaves. Everything else goes on to Serve as it came, and so does
+every request in a process that is no ingress replica. Without that variable the answers are the same,
+and a hit takes longer.
 """
 
 import asyncio
+import logging
 import time
 import uuid
 
@@ -16,20 +20,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.core.contract import ClassifyRequest
 from deployments.core.errors import IntentGraphError
 from deployments.core.parsing import parse
-from deployments.core.service import IntentService
+from deployments.core.service import Answer, IntentService, LookedUp
+from deployments.http.app import LOOKED_UP
 from deployments.http.request_log import RequestLog, loggable
+
+logger = logging.getLogger(__name__)
 
 OF_OTHER_CALLS = (b"cache-control", b"x-request-timeout-seconds")
 """Headers that ask for more than a ready answer."""
 
 
 class Front:
-    """Answers the calls for one text that an ingress replica has at hand. Make it in the replica's event loop."""
+    """Answers the calls for one text whose prediction is kept. Make it in the replica's event loop.
 
-    def __init__(self, path: str, service: IntentService, log: RequestLog) -> None:
+    `looks_up` is false where caching is off.
+    """
+
+    def __init__(self, path: str, service: IntentService, log: RequestLog, *, looks_up: bool) -> None:
         self._path = path
         self._service = service
         self._log = log
+        self._looks_up = looks_up
         self._loop = asyncio.get_running_loop()
 
     def may_answer(self, scope: Scope) -> bool:
@@ -42,37 +53,47 @@ class Front:
             and asyncio.get_running_loop() is self._loop
         )
 
-    def answer(self, scope: Scope, message: Message) -> tuple[Message, Message] | None:
+    async def answer(self, scope: Scope, message: Message) -> tuple[Message, Message] | None:
         """The response to a request whose body is in `message`; None leaves it to the application, errors too."""
         started_s = time.perf_counter()
-        request_id = None
-        for name, value in scope["headers"]:
-            if name in OF_OTHER_CALLS:
-                return None
-            if name == b"x-request-id":
-                request_id = value.decode("latin-1")
-        if message.get("more_body", False) or not message.get("body"):
+        text = self._text(scope, message)
+        if text is None:
             return None
-        try:
-            text = parse(ClassifyRequest, message["body"]).text
-        except IntentGraphError:
+        found: Answer | LookedUp | None = self._service.at_hand(text)
+        stage = b"local"
+        if found is None and self._looks_up:
+            found, stage = await self._service.look_up(text), b"cache"
+        if not isinstance(found, Answer):
+            scope[LOOKED_UP] = found
             return None
-        found = self._service.at_hand(text)
-        if found is None:
-            return None
-        request_id = request_id or str(uuid.uuid4())
         duration_s = time.perf_counter() - started_s
+        request_id = _request_id(scope)
         noted = {"cache": [found.cache_state], "texts": (text,)}
         self._log.write(scope, loggable(request_id), 200, duration_s, noted)
         headers = [
             (b"x-cache", found.cache_state.encode()),
-            (b"server-timing", b"local;dur=%.3f" % (duration_s * 1000)),
+            (b"server-timing", b"%s;dur=%.3f" % (stage, duration_s * 1000)),
             (b"content-length", b"%d" % len(found.body)),
             (b"content-type", b"application/json"),
             (b"x-request-id", request_id.encode("latin-1")),
         ]
         start = {"type": "http.response.start", "status": 200, "headers": headers}
         return start, {"type": "http.response.body", "body": found.body}
+
+    def _text(self, scope: Scope, message: Message) -> str | None:
+        """The text of a request that asks for nothing but its classification, if its body is here and right."""
+        if any(name in OF_OTHER_CALLS for name, _ in scope["headers"]) or message.get("more_body", False):
+            return None
+        try:
+            return parse(ClassifyRequest, message.get("body", b"")).text
+        except IntentGraphError:
+            return None
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own, or a new one: Serve draws one only behind this."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+    return given.decode("latin-1") if given else str(uuid.uuid4())
 
 
 class FrontMiddleware:
@@ -88,11 +109,18 @@ class FrontMiddleware:
             await self._app(scope, receive, send)
             return
         message = await receive()
-        if messages := front.answer(scope, message):
-            for each in messages:
-                await send(each)
-        else:
+        for each in (response := await self._answer(front, scope, message)):
+            await send(each)
+        if not response:
             await self._app(scope, _from(message, receive), send)
+
+    @staticmethod
+    async def _answer(front: Front, scope: Scope, message: Message) -> tuple[Message, ...]:
+        try:
+            return await front.answer(scope, message) or ()
+        except Exception:  # whatever it is, the application behind knows what to say
+            logger.exception("answering in front of Serve failed")
+            return ()
 
 
 _fronts: list[Front] = []  # Serve makes middlewares before there is a service, and gives them nothing to find it by

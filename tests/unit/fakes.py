@@ -58,13 +58,18 @@ class FakeParts:
         self.outcomes: dict[str, Prediction | IntentGraphError] = {}
         self.purge_error: IntentGraphError | None = None
         self.keep_error: IntentGraphError | None = None
+        self.looked_up = 0
         self.predicted: list[str] = []
         self.submissions: list[Submission] = []
         self.receipt: Receipt | IntentGraphError = Receipt("1-0", duplicate=False, applied=True)
         self.log_stats = LogStats(0, 0, 0, [], {}, 0)
 
     async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
+        self.looked_up += 1
         return [self.kept.get(key) for key in keys]
+
+    def unwritten(self, key: str) -> Prediction | None:
+        return None
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         self.kept |= predictions

@@ -38,7 +38,7 @@ class Replica:
             self.reached += 1
         await self._app(scope, receive, send)
 
-    def stacked(self) -> ASGIApp:
+    def stacked(self, *, looks_up: bool = True) -> ASGIApp:
         """What its HTTP server runs; the service starts with the first message, in the server's own event loop."""
         (middleware,) = middlewares()
         behind = middleware.cls(self.app)
@@ -46,7 +46,7 @@ class Replica:
         async def server(scope: Scope, receive: Receive, send: Send) -> None:
             if not front._fronts:
                 self.service.local_tier.open()
-                front.install(Front(PATH, self.service, self.log))
+                front.install(Front(PATH, self.service, self.log, looks_up=looks_up))
             await behind(scope, receive, send)
 
         return server
@@ -96,7 +96,52 @@ def test_a_correction_is_answered_in_front_as_one(client: TestClient, replica: R
 
     assert (first.headers["X-Cache"], second.headers["X-Cache"]) == ("correction", "correction")
     assert first.content == second.content
-    assert replica.reached == 2
+    assert replica.reached == 1
+
+
+def test_a_kept_prediction_is_answered_in_front(client: TestClient, replica: Replica):
+    """For a text that was written otherwise before, so that it is not at hand; then it is."""
+    client.post(PATH, json={"text": "a"})
+    answers = [client.post(PATH, json={"text": " A "}) for _ in range(2)]
+
+    assert [answer.headers["X-Cache"] for answer in answers] == ["hit-redis", "hit-local"]
+    assert answers[0].headers["Server-Timing"].startswith("cache;dur=")
+    assert replica.reached == 1
+    assert replica.counted.total(metrics.REQUESTS, status="cache_hit") == 2
+    assert replica.counted.total(metrics.LOCAL_LOOKUPS, result="miss") == 2
+
+
+def test_a_text_that_is_not_kept_is_looked_up_once(client: TestClient, replica: Replica):
+    """The application knows that it was, and how long that took."""
+    answer = client.post(PATH, json={"text": "a"})
+
+    assert replica.parts.looked_up == 1
+    assert [stage.split(";")[0] for stage in answer.headers["Server-Timing"].split(", ")] == ["local", "cache", "model"]
+
+
+def test_a_failure_in_front_is_the_applications_affair(
+    client: TestClient, replica: Replica, caplog: pytest.LogCaptureFixture
+):
+    """It is asked as if nobody stood before it."""
+    client.get("/health/live")  # the front is there
+
+    async def fail(_text: str) -> None:
+        raise RuntimeError("defect")
+
+    replica.service.look_up = fail
+    answer = client.post(PATH, json={"text": "a"})
+
+    assert (answer.status_code, answer.headers["X-Cache"]) == (200, "miss")
+    assert "defect" in caplog.text
+
+
+def test_with_caching_off_nothing_is_looked_up_in_front(replica: Replica):
+    """Every answer is the application's `bypass`."""
+    replica.service.local_tier.close()
+    with TestClient(replica.stacked(looks_up=False)) as client:
+        client.post(PATH, json={"text": "a"})
+
+    assert replica.reached == 1
 
 
 def test_a_request_id_is_drawn_for_a_caller_without_one(client: TestClient):
