@@ -26,7 +26,9 @@ def test_the_service_takes_a_newly_trained_artifact_by_one_setting(
     artifact = train([data, strange], tmp_path / "model", recipe=TINY)
     (application,) = config["applications"]
 
-    with Traffic(service) as traffic:
+    with Traffic(
+        service, pause_s=0.05
+    ) as traffic:  # at full speed it would bring another, slow replica in mid-rollover
         application["args"] |= {"model_artifact": str(artifact.folder), "cache_ttl": 1800, "runtime": "torch"}
         roll_over(service, tmp_path, config)
         types = service.get(f"{API}/types").json()
