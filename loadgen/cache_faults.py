@@ -40,6 +40,7 @@ from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, GROUPS, Report, Windo
 from loadgen.run import measure
 from loadgen.terminal import milliseconds, percent, print_line, print_table
 from loadgen.valkey import FEEDBACK, Valkey
+from loadgen.valkey_groups import Group, behind_sentinel, cluster
 
 MARK = "cache-faults"
 SHORT_TEXTS = "12:1"
@@ -60,12 +61,16 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to a store, and how that ends: both are given the store that `store` starts in a folder."""
+    """What happens to a store, and how that ends: both are given the store that `store` starts in a folder.
+
+    One that `ends_itself` lasts no set time: `end` does nothing but wait for it, from the beginning on.
+    """
 
     name: str
     store: Callable[[Path], AbstractContextManager[Store]]
     begin: Callable[[Any], None]
     end: Callable[[Any], None]
+    ends_itself: bool = False
 
 
 def plain(folder: Path) -> Valkey:
@@ -92,6 +97,8 @@ FAULTS = (
     Fault("50 ms slower", behind_proxy, _turned(Mode.DELAY), _turned(Mode.PASS)),
     Fault("connections reset", behind_proxy, _turned(Mode.RESET), _turned(Mode.PASS)),
     Fault("replies of garbage", behind_proxy, _turned(Mode.GARBAGE), _turned(Mode.PASS)),
+    Fault("sentinel-failover", behind_sentinel, Group.kill_primary, Group.wait_promoted, ends_itself=True),
+    Fault("cluster-node", cluster, Group.kill_primary, Group.wait_promoted, ends_itself=True),
 )
 """Those of one store stand together: the service is started once for each."""
 
@@ -171,7 +178,7 @@ class Found(BaseModel):
 class FaultSwitch(SilentDisplay):
     """Passes on what a display is told, and lets a fault begin and end when the run is so far; both take a moment.
 
-    Whatever ends the run ends the fault.
+    Whatever ends the run ends the fault, unless nothing but waiting would.
     """
 
     def __init__(self, display: Display, fault: Fault, store: Store, *, begin_s: float, end_s: float) -> None:
@@ -197,7 +204,7 @@ class FaultSwitch(SilentDisplay):
 
     def close(self) -> None:
         """See `Display`."""
-        if self.begun_s is not None and self.ended_s is None:
+        if self.begun_s is not None and self.ended_s is None and not self._fault.ends_itself:
             self._end()
         self._display.close()
 
@@ -243,12 +250,18 @@ def _stores(store_of: Callable[[Path], AbstractContextManager[Store]], folder: P
 
 def _under(plan: Plan, fault: Fault, store: Store, url: str, display: Display) -> Seen:
     display.tell(fault.name)
-    begin_s = plan.warmup_s + plan.before_s
-    switch = FaultSwitch(display, fault, store, begin_s=begin_s, end_s=begin_s + plan.fault_s)
+    switch = switched(plan, fault, store, display)
     report = _measured(plan.load(url, kept=True), switch)
     if switch.begun_s is None or switch.ended_s is None:
         raise LoadError(f"{fault.name}: the run ended early: {report.ended}; {'; '.join(report.invalid_because)}")
     return seen(fault.name, report, switch.begun_s, switch.ended_s)
+
+
+def switched(plan: Plan, fault: Fault, store: Store, display: Display) -> FaultSwitch:
+    """A fault that begins and ends when the plan has it."""
+    begin_s = plan.warmup_s + plan.before_s
+    end_s = begin_s if fault.ends_itself else begin_s + plan.fault_s
+    return FaultSwitch(display, fault, store, begin_s=begin_s, end_s=end_s)
 
 
 def _measured(load: Load, display: Display) -> Report:
@@ -417,7 +430,7 @@ def main(
     ] = None,
     rate: Annotated[float, typer.Option(help="Calls a second.")] = 100.0,
     texts: Annotated[int, typer.Option(help="How many texts there are.")] = 500,
-    duration: Annotated[int, typer.Option(help="Seconds of each fault.")] = 10,
+    duration: Annotated[int, typer.Option(help="Seconds of each fault that does not end by itself.")] = 10,
     max_lag_ms: Annotated[float, typer.Option(help="A run is invalid when the p99 of its send lag is over it.")] = 25.0,
     settings: Annotated[
         list[str] | None,
@@ -426,7 +439,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     readme: Annotated[Path | None, typer.Option(help="Also put the table into this file, between its marks.")] = None,
 ) -> None:
-    """Do to the prediction store what may happen to it, and see what callers notice; about eight minutes."""
+    """Do to the prediction store what may happen to it, and see what callers notice; about ten minutes."""
     with clear_errors(), interrupted_by_any_signal():
         check_places(out)
         if readme:

@@ -41,7 +41,6 @@ class Valkey:
         self._server: Server | None = None
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True)
         self.start()
         return self
 
@@ -54,18 +53,35 @@ class Valkey:
         Raises:
             LoadError: the wheel is missing, or the server does not start.
         """
-        where = ("--bind", LOOPBACK, "--port", str(self.port), "--dir", str(self._folder))
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it and wait for nothing, so that several start at once; from a thread it would end with that thread.
+
+        Raises:
+            LoadError: the wheel is missing.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._server = Server(
-            [_executable(), *where, *self._settings],
-            environment=plain_environment(),
-            folder=self._folder,
-            log=self._log,
+            [_executable(), *self._arguments()], environment=plain_environment(), folder=self._folder, log=self._log
         )
+
+    def wait_ready(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            LoadError: it does not, and is ended.
+        """
+        assert self._server
         try:
             self._server.wait_ready(lambda: _answers(self.port), timeout_s=READY_S)
         except BaseException:
             self.kill()
             raise
+
+    def _arguments(self) -> list[str]:
+        return ["--bind", LOOPBACK, "--port", str(self.port), "--dir", str(self._folder), *self._settings]
 
     def kill(self) -> None:
         """End it at once, as `kill -9` does, frozen or not; a second time does nothing."""

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,22 @@ class TestSwitch:
         switch.close()
 
         assert server.done == []
+
+    def test_a_run_that_ends_early_does_not_wait_for_one_that_ends_itself(self, server: Server):
+        switch = FaultSwitch(SilentDisplay(), replace(FAULT, ends_itself=True), server, begin_s=8, end_s=8)
+        switch.update(view(8.0))
+        switch.close()
+
+        assert server.done == ["begin"]
+
+    def test_one_that_ends_itself_is_over_when_it_has_been_waited_for(self, server: Server):
+        """From its beginning on, however long the others last."""
+        switch = cache_faults.switched(Plan(), replace(FAULT, ends_itself=True), server, SilentDisplay())
+        for elapsed_s in (7.9, 8.1, 8.6, 9.1):
+            switch.update(view(elapsed_s))
+
+        assert server.done == ["begin", "end"]
+        assert switch.ended_s == pytest.approx(8.6, abs=0.05)
 
 
 class TestStretches:
