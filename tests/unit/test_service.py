@@ -459,3 +459,26 @@ async def test_a_text_at_which_the_model_fails_is_named_by_its_place(service: In
     with pytest.raises(Internal, match=r"failed on 1 texts, texts\.1 is the first; 0 cached already, 2 computed"):
         await service.warm(WarmRequest(texts=("a", "secret", "b")))
     assert len(parts.kept) == 2
+
+
+async def test_callers_who_come_in_any_turn_of_the_loop_make_one_model_call():
+    """Also those whose look-up ended as the model answered: what is computed can be joined until it is kept."""
+
+    class Slow(FakeParts):
+        async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
+            await asyncio.sleep(0)
+            return await super().look_up(keys)
+
+        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+            await asyncio.sleep(0)
+            return await super().predict(texts, timeout_s)
+
+    parts = Slow()
+    service = IntentService(Settings(), artifact(), parts, CountingMetrics())
+    callers = []
+    for _ in range(20):
+        callers.append(asyncio.create_task(service.classify(["a"])))
+        await asyncio.sleep(0)
+    await asyncio.gather(*callers)
+
+    assert parts.predicted == ["a"]
