@@ -90,14 +90,17 @@ class SingleFlight(Generic[K, A, R]):
         call = asyncio.create_task(self._awaited(arguments, leaves_s - self._clock()), context=contextvars.Context())
         flight = _Flight({key: place for place, key in enumerate(keys)}, call, leaves_s)
         self._flights |= dict.fromkeys(keys, flight)
-        call.add_done_callback(lambda _call: self._forget(flight))
+        call.add_done_callback(lambda _call: self._ended(flight))
         return flight
 
     async def _awaited(self, arguments: Sequence[A], timeout_s: float) -> Sequence[R]:
         return await self._compute(arguments, timeout_s)
 
     async def _land(self, flights: Mapping[K, _Flight[K, R]]) -> dict[K, R]:
-        """Wait for flights; one that nobody waits for any longer is cancelled."""
+        """Wait for flights; one that nobody waits for any longer is cancelled, or forgotten with its values.
+
+        Until then its values can be joined: the first who waited has yet to take its turn and keep them elsewhere.
+        """
         awaited = set(flights.values())
         _change_waiting(awaited, 1)
         try:
@@ -105,16 +108,20 @@ class SingleFlight(Generic[K, A, R]):
         finally:
             _change_waiting(awaited, -1)
             for flight in awaited:
-                if not flight.waiting and flight.call.cancel():
+                if not flight.waiting:
+                    flight.call.cancel()
                     self._forget(flight)
         return {key: flight.call.result()[flight.places[key]] for key, flight in flights.items()}
+
+    def _ended(self, flight: _Flight[K, R]) -> None:
+        # Asking for the exception also marks it seen, for when everybody has left.
+        if flight.call.cancelled() or flight.call.exception():
+            self._forget(flight)
 
     def _forget(self, flight: _Flight[K, R]) -> None:
         for key in flight.places:
             if self._flights.get(key) is flight:
                 del self._flights[key]
-        if flight.call.done() and not flight.call.cancelled():
-            flight.call.exception()  # seen, also when everybody has left
 
 
 def _change_waiting(flights: Iterable[_Flight[K, R]], by: int) -> None:

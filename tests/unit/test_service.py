@@ -543,3 +543,26 @@ def with_local_tier(parts: FakeParts, counted: CountingMetrics) -> IntentService
     service = IntentService(Settings(), artifact(), parts, counted)
     service.local_tier.open()
     return service
+
+
+async def test_callers_who_come_in_any_turn_of_the_loop_make_one_model_call():
+    """Also those whose look-up ended as the model answered: what is computed can be joined until it is kept."""
+
+    class Slow(FakeParts):
+        async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
+            await asyncio.sleep(0)
+            return await super().look_up(keys)
+
+        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+            await asyncio.sleep(0)
+            return await super().predict(texts, timeout_s)
+
+    parts = Slow()
+    service = IntentService(Settings(), artifact(), parts, CountingMetrics())
+    callers = []
+    for _ in range(20):
+        callers.append(asyncio.create_task(service.classify(["a"])))
+        await asyncio.sleep(0)
+    await asyncio.gather(*callers)
+
+    assert parts.predicted == ["a"]
