@@ -1,17 +1,27 @@
-"""The local tier: ready answers, within a bound, never staler than what stands behind it."""
+"""The local tier: ready answers, within a bound, never staler than what stands behind it.
 
+`KEYS` says with how many texts the process's memory is watched. Ten million take some minutes:
+
+    KEYS=10000000 python -m pytest tests/unit/test_local_tier.py -k process --timeout 1200 -s
+"""
+
+import os
 import sys
 import tracemalloc
 
+import psutil
 import pytest
 
 from deployments.core import metrics
 from deployments.core.corrections import Correction
 from deployments.core.local_tier import ENTRY_BYTES, Kept, LocalTier
+from deployments.core.settings import Settings
 from tests.unit.fakes import CountingMetrics
 
 CORRECTION = Correction("1-0", "translation", None, None, 0.0)
 BODY = b'{"intent":"reasoning"}'
+KEYS = int(os.environ.get("KEYS", "200000"))
+KEYS_A_LOOK = 10_000
 
 
 class Tier(LocalTier):
@@ -150,6 +160,15 @@ def test_without_room_it_never_opens():
     assert tier.body("a") is None
 
 
+def fill(tier: LocalTier, numbers: range, text_length: int) -> None:
+    """Keep an answer of the usual size for each number's text."""
+    for n in numbers:
+        text = f"{n:>{text_length}}"
+        key = f"{n:064x}"
+        body = b"%0*d" % (230, n)
+        tier.put(text, Kept(body, key, None), scores=False, generation=tier.generation)
+
+
 @pytest.mark.parametrize("text_length", [12, 400])
 def test_its_memory_stays_within_the_bound_under_ten_times_as_many_texts(text_length: int):
     """Python's own count of what the entries take, not ours: at most a fifth above the bound, nor half of it unused."""
@@ -157,14 +176,24 @@ def test_its_memory_stays_within_the_bound_under_ten_times_as_many_texts(text_le
     tracemalloc.start()
     tier = Tier(max_bytes=bound)
     before, _ = tracemalloc.get_traced_memory()
-    for n in range(40_000):
-        text = f"{n:>{text_length}}"
-        key = f"{n:064x}"
-        body = b"%0*d" % (230, n)
-        tier.put(text, Kept(body, key, None), scores=False, generation=tier.generation)
+    fill(tier, range(40_000), text_length)
     after, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
     assert len(tier) < 10_000
     assert 0.5 * bound < after - before < 1.2 * bound
     assert peak - before < 1.2 * bound
+
+
+def test_its_process_stays_within_the_shipped_bound_however_many_texts_come():
+    """The operating system's count, which has what the allocator cannot give back too."""
+    bound = Settings.model_fields["local_tier_bytes"].default
+    tier, process = Tier(max_bytes=bound), psutil.Process()
+    before, peak = process.memory_info().rss, 0
+    for start in range(0, KEYS, KEYS_A_LOOK):
+        fill(tier, range(start, start + KEYS_A_LOOK), text_length=40)
+        peak = max(peak, process.memory_info().rss - before)
+    print(f"{KEYS:,} texts, {len(tier):,} kept: at most {peak / 2**20:.1f} MiB of {bound / 2**20:g}")
+
+    assert 0.9 * bound < tier.size_bytes <= bound
+    assert peak < 1.2 * bound
