@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from deployments.core.errors import Unavailable
 from deployments.core.prediction import Prediction
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import open_store
@@ -25,7 +26,13 @@ class Cache:
         await self._cache.ping()  # connects, so that the first look-up need not
 
     async def get_many(self, keys: Sequence[str]) -> list[Prediction | None]:
-        """The prediction of each key, in order; None for a miss."""
+        """The prediction of each key, in order; None for a miss.
+
+        Raises:
+            Unavailable: the store is left alone at present; so may this deployment be, until its `ping` says otherwise.
+        """
+        if self._cache.is_left_alone:
+            raise Unavailable("the prediction store does not answer")
         return await self._cache.get_many(keys)
 
     async def put_many(self, predictions: Mapping[str, Prediction]) -> bool:

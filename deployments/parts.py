@@ -114,12 +114,11 @@ class HandleParts:
         return [None] * len(keys)
 
     async def _cache_answers(self) -> bool:
-        """Whether a cache replica answers, whatever it says of its store."""
+        """Whether a cache replica answers, and its store too: without it a call would bring nothing."""
         try:
-            await ask(self._cache.ping.remote, "cache", PROBE_TIMEOUT_S)
+            return await ask(self._cache.ping.remote, "cache", PROBE_TIMEOUT_S)
         except IntentGraphError:
             return False
-        return True
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         """Have fresh predictions kept after the answer; dropped and counted when too many wait."""

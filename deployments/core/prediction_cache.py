@@ -74,6 +74,11 @@ class PredictionCache:
         self._breaker = CircuitBreaker("prediction store", self._is_back, failures=MAX_FAILURES, recorder=recorder)
         self._failing: set[str] = set()
 
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether the store is not asked at present, because it did not answer."""
+        return self._breaker.is_open
+
     async def get_many(self, keys: Sequence[str]) -> list[Prediction | None]:
         """The prediction of each key, in order; None for a miss. One round trip at most, bounded in time."""
         values = None if self._breaker.is_open else await self._get_many(keys)
