@@ -106,7 +106,21 @@ def test_the_log_is_not_kept_on_redis_cluster(settings: dict[str, str]):
         Settings(redis_url="redis+cluster://h", **settings).require_stores()
 
 
-def test_predictions_on_redis_cluster_and_the_log_behind_sentinel_are_accepted():
-    """As are both on one server."""
-    Settings(redis_url="redis+cluster://h", feedback_redis_url="redis+sentinel://h/main").require_stores()
-    Settings(redis_host="h", redis_password="p@ss/word#1?").require_stores()
+@pytest.mark.parametrize(
+    ("stores", "kinds"),
+    [
+        (
+            {"redis_url": "redis+cluster://h", "feedback_redis_url": "redis+sentinel://h/main"},
+            ("cluster", "sentinel"),
+        ),
+        ({"redis_host": "h", "redis_password": "p@ss/word#1?"}, ("server", "server")),
+    ],
+)
+def test_predictions_on_redis_cluster_and_the_log_behind_sentinel_are_accepted(
+    stores: dict[str, str], kinds: tuple[str, str]
+):
+    """As are both on one server, whatever its password."""
+    settings = Settings(**stores)
+    settings.require_stores()
+
+    assert tuple(StoreUrl.parse(url).kind for url in (settings.predictions_url, settings.feedback_url)) == kinds
