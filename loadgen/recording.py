@@ -4,7 +4,7 @@ Two scopes. What is measured leaves the warm-up out. What is counted for the rec
 call, for the server knows of no warm-up.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadgen.distribution import empty_histogram
@@ -71,8 +71,10 @@ class Recording:
         self.warmup_s = warmup_s
         self.duration_s = duration_s
         self._window_s = max(1.0, duration_s / MAX_WINDOWS)
-        self._total: dict[str, HdrHistogram] = {}
-        self._windows: dict[int, dict[str, HdrHistogram]] = {}
+        self._total: defaultdict[str, HdrHistogram] = defaultdict(empty_histogram)  # made once: one costs 60 µs
+        self._windows: defaultdict[int, defaultdict[str, HdrHistogram]] = defaultdict(
+            lambda: defaultdict(empty_histogram)
+        )
         self._lag = empty_histogram()
         self.texts: Counter[str] = Counter()
         self.asked_texts = Counter({"warm-up": 0, "measured": 0})
@@ -97,9 +99,9 @@ class Recording:
         if sample.series != "cancelled":  # whoever leaves early sees more hits than misses
             self.texts.update(sample.caches)
         microseconds = max(1, round(sample.latency_s / MICROSECOND))
-        window = self._windows.setdefault(int((sample.at_s - self.warmup_s) / self._window_s), {})
+        window = self._windows[int((sample.at_s - self.warmup_s) / self._window_s)]
         for histograms in (self._total, window):
-            histograms.setdefault(sample.series, empty_histogram()).record_value(microseconds)
+            histograms[sample.series].record_value(microseconds)
         self._lag.record_value(max(1, round(sample.lag_s / MICROSECOND)))
 
     def _count_answer(self, sample: Sample) -> None:

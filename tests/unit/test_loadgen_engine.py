@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from loadgen import bench, cache, slo
+from loadgen import bench, cache, recording, slo
 from loadgen.display import PlainDisplay, Recent, line_of
+from loadgen.distribution import empty_histogram
 from loadgen.load import Load
 from loadgen.readme import write_into
 from loadgen.recording import Recording, Sample, Tally
@@ -26,10 +27,10 @@ def sample(**changes: object) -> Sample:
 
 
 def recorded(*samples: Sample, warmup_s: float = 5, duration_s: float = 30) -> Recording:
-    recording = Recording(warmup_s, duration_s)
+    made = Recording(warmup_s, duration_s)
     for each in samples:
-        recording.add(each)
-    return recording
+        made.add(each)
+    return made
 
 
 class TestRecording:
@@ -46,6 +47,14 @@ class TestRecording:
 
         assert recording.latency["hit-redis"].max_ms == pytest.approx(1234.5, rel=0.001)
         assert [(window.start_s, len(window.series)) for window in recording.windows] == [(5, 1), (6, 0), (7, 1)]
+
+    def test_a_histogram_is_made_once_a_series_and_window(self, monkeypatch):
+        """Made for each call, they took a third of what the load generator costs the machine it measures."""
+        made: list[None] = []
+        monkeypatch.setattr(recording, "empty_histogram", lambda: made.append(None) or empty_histogram())
+        recorded(*(sample() for _ in range(50)))
+
+        assert len(made) == 3  # the series in all, in its window, and the send lag
 
     def test_windows_stay_few_in_long_runs(self):
         recording = recorded(*(sample(at_s=float(second)) for second in range(3600)), warmup_s=0, duration_s=3600)
