@@ -55,6 +55,7 @@ class HandleParts:
         self._follower = follower
         self._metrics = recorder
         self._cache = cache
+        self._cache_get_many = cache.get_many  # a new handle each time it is named, so name it once
         self._model = model
         self._feedback = feedback
         self._lookups: Coalescer[str, Prediction | None] = Coalescer(
@@ -103,7 +104,7 @@ class HandleParts:
         if not self._breaker.is_open:
             try:
                 found: Sequence[Prediction | None] = await ask(
-                    lambda: self._cache.get_many.remote(keys), "cache", self._settings.lookup_timeout_ms / 1000
+                    lambda: self._cache_get_many.remote(keys), "cache", self._settings.lookup_timeout_ms / 1000
                 )
             except IntentGraphError as error:
                 self._breaker.failed(error.detail)

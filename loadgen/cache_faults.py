@@ -92,11 +92,11 @@ def _turned(mode: Mode) -> Callable[[ProxyThread], None]:
 FAULTS = (
     Fault("killed", plain, Valkey.kill, Valkey.start),
     Fault("frozen", plain, Valkey.freeze, Valkey.thaw),
-    Fault("wrong password", plain, Valkey.change_password, Valkey.take_password_back),
-    Fault("memory full", plain, Valkey.fill, Valkey.make_room),
-    Fault("50 ms slower", behind_proxy, _turned(Mode.DELAY), _turned(Mode.PASS)),
-    Fault("connections reset", behind_proxy, _turned(Mode.RESET), _turned(Mode.PASS)),
-    Fault("replies of garbage", behind_proxy, _turned(Mode.GARBAGE), _turned(Mode.PASS)),
+    Fault("wrong-password", plain, Valkey.change_password, Valkey.take_password_back),
+    Fault("memory-full", plain, Valkey.fill, Valkey.make_room),
+    Fault("50-ms-slower", behind_proxy, _turned(Mode.DELAY), _turned(Mode.PASS)),
+    Fault("connections-reset", behind_proxy, _turned(Mode.RESET), _turned(Mode.PASS)),
+    Fault("replies-of-garbage", behind_proxy, _turned(Mode.GARBAGE), _turned(Mode.PASS)),
     Fault("sentinel-failover", behind_sentinel, Group.kill_primary, Group.wait_promoted, ends_itself=True),
     Fault("cluster-node", cluster, Group.kill_primary, Group.wait_promoted, ends_itself=True),
 )

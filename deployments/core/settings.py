@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     local_tier_bytes: int = Field(
         32 * 1024 * 1024, ge=0, description="Memory of each ingress replica for ready answers; 0: none are kept there."
     )
-    local_tier_ttl_s: float = Field(30.0, gt=0, description="Seconds an ingress replica serves an answer from memory.")
+    local_tier_ttl_s: float = Field(300.0, gt=0, description="Seconds an ingress replica serves an answer from memory.")
     cache_max_group: int = Field(512, ge=1, description="Most look-ups one round trip carries.")
 
     # Model

@@ -36,6 +36,11 @@ def knobs(*, haproxy: bool, cpus: int) -> tuple[Knob, ...]:
         Knob(
             "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "1000", "no faster than Ray reports; 100 ms cost idle replicas 15 %"
         ),
+        Knob(
+            "RAY_SERVE_COLLECT_AUTOSCALING_METRICS_ON_HANDLE",
+            "0",
+            "replicas tell of their own load; counting at each handle too is work on every call",
+        ),
         Knob("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0", "Serve is shut down before Ray: nothing is left to drain"),
         Knob("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1", "nobody here needs 30 s to stop calling"),
         Knob("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "5", "an old HAProxy holds its port no longer; default 120 s"),
