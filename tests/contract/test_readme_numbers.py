@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import typer
 
-from loadgen import batching, bench, cache, overload, scaling
+from loadgen import batching, bench, cache, cache_faults, corrections, overload, scaling
 from loadgen.cli import app
 from tests.contract.test_readme_tables import README, rows
 
@@ -57,13 +57,17 @@ def test_such_commands_are_found():
     assert len(LOADGEN_COMMANDS) > 10
 
 
-@pytest.mark.parametrize("command", [batching, overload], ids=lambda module: module.MARK)
-def test_the_tables_of_dynamic_batching_are_those_its_commands_write(command: ModuleType):
+@pytest.mark.parametrize(
+    ("command", "promises"),
+    [(batching, 4), (overload, 4), (corrections, 3), (cache_faults, 3 * len(cache_faults.FAULTS))],
+    ids=lambda value: getattr(value, "MARK", None),
+)
+def test_a_table_with_promises_is_the_one_its_command_writes(command: ModuleType, promises: int):
     """Machine and day first, then the table, then a verdict on each promise."""
     lines = written(command)
 
     assert lines[2] == f"| {' | '.join(command.HEAD)} |"
-    assert sum(line.startswith(("- holds: ", "- FAILS: ")) for line in lines) >= 4
+    assert sum(line.startswith(("- holds: ", "- FAILS: ")) for line in lines) >= promises
 
 
 def test_the_table_of_replicas_over_time_is_that_of_a_pulse():
@@ -81,5 +85,5 @@ def written(command: ModuleType) -> list[str]:
         README.partition(f"<!-- {command.MARK} -->")[2].partition(f"<!-- /{command.MARK} -->")[0].strip().splitlines()
     )
 
-    assert re.match(r"\d{4}-\d\d-\d\d, .+, \d+ cores, .*`python -m loadgen\." + command.MARK, lines[0])
+    assert re.match(r"\d{4}-\d\d-\d\d, .+, \d+ cores, .*`python -m " + re.escape(command.__name__), lines[0])
     return lines
