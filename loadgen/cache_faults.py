@@ -63,7 +63,9 @@ class Store(Protocol):
 class Fault:
     """What happens to a store, and how that ends: both are given the store that `store` starts in a folder.
 
-    One that `ends_itself` lasts no set time: `end` does nothing but wait for it, from the beginning on.
+    One that `ends_itself` lasts no set time: `end` does nothing but wait for it, from the beginning on. Without
+    `local_tier` the replicas keep nothing in memory, so every hit is the store's: one that lost what the memory still
+    has would otherwise not be seen to take writes again.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Fault:
     begin: Callable[[Any], None]
     end: Callable[[Any], None]
     ends_itself: bool = False
+    local_tier: bool = True
 
 
 def plain(folder: Path) -> Valkey:
@@ -93,14 +96,14 @@ FAULTS = (
     Fault("killed", plain, Valkey.kill, Valkey.start),
     Fault("frozen", plain, Valkey.freeze, Valkey.thaw),
     Fault("wrong-password", plain, Valkey.change_password, Valkey.take_password_back),
-    Fault("memory-full", plain, Valkey.fill, Valkey.make_room),
+    Fault("memory-full", plain, Valkey.fill, Valkey.make_room, local_tier=False),
     Fault("50-ms-slower", behind_proxy, _turned(Mode.DELAY), _turned(Mode.PASS)),
     Fault("connections-reset", behind_proxy, _turned(Mode.RESET), _turned(Mode.PASS)),
     Fault("replies-of-garbage", behind_proxy, _turned(Mode.GARBAGE), _turned(Mode.PASS)),
     Fault("sentinel-failover", behind_sentinel, Group.kill_primary, Group.wait_promoted, ends_itself=True),
     Fault("cluster-node", cluster, Group.kill_primary, Group.wait_promoted, ends_itself=True),
 )
-"""Those of one store stand together: the service is started once for each."""
+"""Those of one store and tier stand together: the service is started once for each."""
 
 
 class Plan(BaseModel):
@@ -226,10 +229,11 @@ def run_plan(plan: Plan, faults: Sequence[Fault], settings: Mapping[str, object]
     with started_or(None, **settings, enable_caching=False) as (url, _):
         uncached = _measured(plan.load(url, kept=False), display)
     seen: list[Seen] = []
-    for store_of, alike in itertools.groupby(faults, key=lambda fault: fault.store):
+    for (store_of, local_tier), alike in itertools.groupby(faults, key=lambda fault: (fault.store, fault.local_tier)):
+        tier = {} if local_tier else {"local_tier_bytes": 0}
         with tempfile.TemporaryDirectory(prefix="intents-") as folder, _stores(store_of, Path(folder)) as (store, log):
             urls = {"redis_url": store.url, "feedback_redis_url": log.url}
-            with started_or(None, **settings, **urls) as (url, _):
+            with started_or(None, **settings, **urls, **tier) as (url, _):
                 seen.extend(_under(plan, fault, store, url, display) for fault in alike)
     return Found(
         command=command(),
