@@ -49,7 +49,7 @@ class TestRecording:
         assert [(window.start_s, len(window.series)) for window in recording.windows] == [(5, 1), (6, 0), (7, 1)]
 
     def test_a_histogram_is_made_once_a_series_and_window(self, monkeypatch):
-        """Made for each call, they took a fifth of the time that the load generator takes of the machine it measures."""
+        """Made for each call, they took a fifth of the load generator's time, on the machine that it measures."""
         made: list[None] = []
         monkeypatch.setattr(recording, "empty_histogram", lambda: made.append(None) or empty_histogram())
         recorded(*(sample() for _ in range(50)))
