@@ -9,7 +9,11 @@ from collections.abc import Sequence
 
 from deployments.core.connection import connect
 from deployments.core.errors import IntentGraphError
-from deployments.core.feedback_log import FeedbackLog, LogStats, Receipt, Submission
+from deployments.core.feedback_counts import LogStats, Tally
+from deployments.core.feedback_log import FeedbackLog, Receipt, Submission, Verdict
+from deployments.core.feedback_patterns import Contest
+from deployments.core.feedback_reader import FeedbackReader, Page
+from deployments.core.log_store import LogStore
 from deployments.core.settings import Settings
 from deployments.logs import configure_logging
 
@@ -19,28 +23,32 @@ logger = logging.getLogger(__name__)
 
 
 class Feedback:
-    """Serve shell around `FeedbackLog`; each call carries what gathered at an ingress replica."""
+    """Serve shell around the log; each call of `append` carries what gathered at an ingress replica."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Serve awaits it
         configure_logging(settings.log_level)
-        self._log = FeedbackLog(
-            connect(settings.feedback_url, timeout_s=settings.feedback_timeout_s),
-            timeout_s=settings.feedback_timeout_s,
-            retention_days=settings.feedback_retention_days,
-            unsafe=settings.unsafe_feedback,
-        )
+        timeout_s = settings.feedback_timeout_s
+        client = connect(settings.feedback_url, timeout_s=timeout_s)
+        self._store = LogStore(client, timeout_s=timeout_s, unsafe=settings.unsafe_feedback)
+        self._log = FeedbackLog(self._store, retention_days=settings.feedback_retention_days)
+        self._reader = FeedbackReader(self._store)
         try:
-            await self._log.require_durable()  # a store that is away is asked before its first acknowledgement
+            await self._store.require_durable()  # a store that is away is asked before its first acknowledgement
         except IntentGraphError as error:
             logger.warning("the feedback log is away: %s", error.detail)
-        self._trimming = asyncio.create_task(self._trim_for_ever())
+        self._upkeep = asyncio.create_task(self._keep_in_order())
 
-    async def _trim_for_ever(self) -> None:
+    async def _keep_in_order(self) -> None:
+        """Hold the counters against the log once, and the log at its length for ever."""
+        recounted = False
         while True:
             try:
-                await self._log.trim(await self._log.now_s())
+                if not recounted:
+                    await self._reader.recount()
+                    recounted = True
+                await self._log.trim(await self._store.now_s())
             except IntentGraphError as error:
-                logger.warning("trimming the feedback log failed: %s; trying again in an hour", error.detail)
+                logger.warning("the feedback log could not be put in order: %s", error.detail)
             await asyncio.sleep(TRIM_PERIOD_S)
 
     async def append(self, submissions: Sequence[Submission]) -> list[Receipt | IntentGraphError]:
@@ -49,9 +57,33 @@ class Feedback:
 
     async def stats(self) -> LogStats:
         """Counts over the retained log."""
-        return await self._log.stats()
+        return await self._reader.stats()
+
+    async def page(self, after: str, limit: int, state: str | None) -> Page:
+        """Records in the order of the log."""
+        return await self._reader.page(after, limit, state)
+
+    async def review(self, feedback_id: str, verdict: Verdict, by: str) -> None:
+        """Decide about a correction that waits."""
+        await self._log.review(feedback_id, verdict, by=by)
+
+    async def delete(self, feedback_id: str, by: str) -> None:
+        """Remove a record."""
+        await self._log.delete(feedback_id, by=by)
+
+    async def erase(self, user_id: str, by: str) -> int:
+        """Remove a user's records; give how many."""
+        return await self._reader.erase(self._log, user_id, by=by)
+
+    async def acknowledge(self, feedback_id: str) -> None:
+        """Move the training cursor."""
+        await self._reader.acknowledge(feedback_id)
+
+    async def patterns(self, limit: int) -> tuple[list[Tally], list[tuple[Contest, str]], float]:
+        """The counters, up to `limit` contested texts, and the log's time in seconds since 1970."""
+        return await self._reader.tallies(), await self._reader.contested(limit), await self._store.now_s()
 
     async def ping(self) -> bool:
         """Whether the log's store answers."""
-        await self._log.now_s()
+        await self._store.now_s()
         return True

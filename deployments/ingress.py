@@ -19,6 +19,7 @@ from deployments.core.connection import connect, subscribe
 from deployments.core.contract import BatchRequest, ClassifyRequest, FeedbackRecord
 from deployments.core.corrections import Follower
 from deployments.core.errors import BadRequest, DeadlineExceeded, IntentGraphError, Internal, InvalidInput
+from deployments.core.feedback import FeedbackService
 from deployments.core.parsing import parse
 from deployments.core.purges import CHANNEL, PurgeFollower
 from deployments.core.service import IntentService
@@ -58,7 +59,9 @@ class Ingress:
         )
         await self._follower.start(timeout_s=FIRST_FOLD_TIMEOUT_S)
         self._parts = HandleParts(settings, self._follower, recorder, cache=cache, model=model, feedback=feedback)
-        self._service = IntentService(settings, Artifact.load(settings.artifact_folder), self._parts, recorder)
+        artifact = Artifact.load(settings.artifact_folder)
+        self._service = IntentService(settings, artifact, self._parts, recorder)
+        self._feedback = FeedbackService(settings, artifact, self._parts, recorder)
         self._purges = PurgeFollower(
             lambda: subscribe(settings.predictions_url, CHANNEL, timeout_s=FOLLOW_TIMEOUT_S), self._service.local_tier
         )
@@ -70,7 +73,7 @@ class Ingress:
         """The HTTP application; Serve asks for it once the replica is constructed."""
         log = RequestLog(request_lines(), log_texts=self._settings.log_texts)
         install(Front(f"{API}/classify", self._service, log, looks_up=self._settings.enable_caching))
-        return build_app(self._settings, self._service, self._parts, log)
+        return build_app(self._settings, self._service, self._feedback, self._parts, log)
 
     async def classify(self, text: str) -> dict[str, Any]:
         """The classification of one text, as the HTTP body has it.
@@ -96,14 +99,14 @@ class Ingress:
             try:
                 submitted = _valid(FeedbackRecord, record)
             except IntentGraphError as error:
-                self._service.refuse_feedback("unknown", error)
+                self._feedback.refuse("unknown", error)
                 raise
-            return (await self._service.submit_feedback(submitted, idempotency_key)).model_dump()
+            return (await self._feedback.submit(submitted, idempotency_key)).model_dump()
 
     async def feedback_stats(self) -> dict[str, Any]:
         """Counts over the retained log. Raises as `classify` does."""
         with builtin_errors():
-            return (await self._service.feedback_stats()).model_dump()
+            return (await self._feedback.stats()).model_dump()
 
     def _asked(self, model: type[M], question: object) -> M:
         try:

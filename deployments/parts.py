@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
@@ -13,7 +13,10 @@ from deployments.core.coalesce import Coalescer
 from deployments.core.contract import HealthResponse
 from deployments.core.corrections import Correction, Follower
 from deployments.core.errors import IntentGraphError, Unavailable
-from deployments.core.feedback_log import LogStats, Receipt, Submission
+from deployments.core.feedback_counts import LogStats, Tally
+from deployments.core.feedback_log import Receipt, Submission, Verdict
+from deployments.core.feedback_patterns import Contest
+from deployments.core.feedback_reader import Page
 from deployments.core.lanes import Request, RequestLanes, utf8_bytes
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
@@ -37,9 +40,11 @@ that dies or a machine that is held up for a moment fails both."""
 
 logger = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 
 class HandleParts:
-    """Implements `core.service.Parts` and `http.app.Probes` with handles to the other deployments."""
+    """Implements `core.service.Parts`, `core.feedback.Log` and `http.app.Probes` with handles to other deployments."""
 
     def __init__(
         self,
@@ -176,7 +181,35 @@ class HandleParts:
 
     async def stats(self) -> LogStats:
         """Counts over the retained log."""
-        return await ask(self._feedback.stats.remote, "feedback log", self._settings.feedback_timeout_s)
+        return await self._ask_log(self._feedback.stats.remote)
+
+    async def page(self, after: str, limit: int, state: str | None) -> Page:
+        """Records in the order of the log."""
+        return await self._ask_log(lambda: self._feedback.page.remote(after, limit, state))
+
+    async def review(self, feedback_id: str, verdict: Verdict, by: str) -> None:
+        """Decide about a correction that waits."""
+        await self._ask_log(lambda: self._feedback.review.remote(feedback_id, verdict, by))
+
+    async def delete(self, feedback_id: str, by: str) -> None:
+        """Remove a record."""
+        await self._ask_log(lambda: self._feedback.delete.remote(feedback_id, by))
+
+    async def erase(self, user_id: str, by: str) -> int:
+        """Remove a user's records; give how many."""
+        return await self._ask_log(lambda: self._feedback.erase.remote(user_id, by))
+
+    async def acknowledge(self, feedback_id: str) -> None:
+        """Move the training cursor."""
+        await self._ask_log(lambda: self._feedback.acknowledge.remote(feedback_id))
+
+    async def patterns(self, limit: int) -> tuple[list[Tally], list[tuple[Contest, str]], float]:
+        """The counters, up to `limit` contested texts, and the log's time in seconds since 1970."""
+        return await self._ask_log(lambda: self._feedback.patterns.remote(limit))
+
+    async def _ask_log(self, call: Callable[[], Awaitable[R]]) -> R:
+        """Await a call that may walk the whole log: it has the time that a request has."""
+        return await ask(call, "feedback log", self._settings.request_timeout_s)
 
     async def health(self) -> HealthResponse:
         """Ask every part for a sign of life, at once. Only a model that is away keeps the service from answering."""

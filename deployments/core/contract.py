@@ -21,6 +21,8 @@ MAX_WARM = 1000
 MAX_WARM_BODY_BYTES = 8 * 1024 * 1024
 """So much more than `max_body_bytes` that a thousand texts of 2,000 characters of any script fit."""
 MAX_USER_ID = 128
+MAX_FEEDBACK_PAGE = 1000
+MAX_PATTERN_DAYS = 365
 MAX_TECHNIQUES = 16
 INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode's categories of controls, formats (zero-width space among them) and separators."""
@@ -140,6 +142,18 @@ class WarmRequest(_Request):
     texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_WARM, fail_fast=True)]
 
 
+class EraseRequest(_Request):
+    """Whose feedback to delete."""
+
+    user_id: Annotated[UserId, Field(min_length=1)]
+
+
+class AckRequest(_Request):
+    """The last record that was trained on; `0-0` is none."""
+
+    feedback_id: Annotated[str, StringConstraints(max_length=64), AfterValidator(_storable)]
+
+
 class Metadata(BaseModel):
     """Where a classification comes from and how much of the text it saw."""
 
@@ -235,6 +249,99 @@ class StatsResponse(BaseModel):
     cache_enabled: bool
     cache_ttl_hours: float
     model_version: str
+
+
+class FeedbackPage(BaseModel):
+    """Records in the order of the log."""
+
+    items: tuple["StoredFeedback", ...]
+    next: Annotated[str | None, Field(description="The cursor to go on from; null at the end of the log.")]
+
+
+class StoredFeedback(BaseModel):
+    """A feedback record with what is known of it."""
+
+    feedback_id: str
+    accepted_at: Annotated[str, Field(description="When the log took it.", json_schema_extra={"format": "date-time"})]
+    state: Annotated[
+        Literal["applied", "pending", "approved", "rejected", "recorded"],
+        Field(description="Of a correction; a confirmation is `recorded`."),
+    ]
+    trusted: Annotated[bool, Field(description="Whether its caller might correct answers.")]
+    by: Annotated[str, Field(description="The name of its caller's API key; empty without keys.")]
+    model_version: Annotated[str, Field(description="The model in service when it was accepted.")]
+    text: str
+    original_intent: str
+    correct_intent: str
+    original_confidence: Share
+    correct_complexity: str | None = None
+    correct_techniques: tuple[str, ...] | None = None
+    user_id: str | None = None
+    feedback_type: Literal["correction", "confirmation"]
+    timestamp: Annotated[str | None, Field(json_schema_extra={"format": "date-time"})] = None
+
+
+class ReviewResponse(BaseModel):
+    """What became of a correction that waited."""
+
+    feedback_id: str
+    state: Literal["approved", "rejected"]
+
+
+class EraseResponse(BaseModel):
+    """How many records were deleted."""
+
+    deleted: int
+
+
+class AckResponse(BaseModel):
+    """How many records are after the training cursor now."""
+
+    total_pending_feedback: int
+
+
+class Agreed(FeedbackTypes):
+    """How often answers were confirmed."""
+
+    agreement_rate: Annotated[float | None, Field(description="Confirmations / total; null when there are none.")]
+    interval: Annotated[tuple[Share, Share], Field(description="Of that rate, at a confidence of 95 % (Wilson).")]
+
+
+class ConfusionOverTime(CorrectedPair):
+    """How often one intent was corrected to another in the days asked for."""
+
+    count_before: Annotated[int, Field(description="In as many days before those.")]
+    by_day: Annotated[dict[str, int], Field(description="By date, UTC; days without any are left out.")]
+
+
+class FallingIntent(BaseModel):
+    """An intent whose agreement is below that of the retained days before, and not by chance."""
+
+    intent: str
+    now: Agreed
+    before: Agreed
+    difference_interval: Annotated[
+        tuple[float, float], Field(description="Of now minus before, at a confidence of 95 % (Newcombe).")
+    ]
+
+
+class ContestedText(BaseModel):
+    """A text that was corrected back and forth."""
+
+    text: str
+    turns: Annotated[int, Field(description="Corrections that named another intent than the one before them.")]
+    intents: tuple[str, ...]
+    last_feedback_id: str
+
+
+class PatternsResponse(BaseModel):
+    """What the feedback says beyond its sums."""
+
+    days: int
+    confusions: tuple[ConfusionOverTime, ...]
+    falling: tuple[FallingIntent, ...]
+    contested: Annotated[tuple[ContestedText, ...], Field(description="Over the retained log, the most turns first.")]
+    by_model_version: dict[str, Agreed]
 
 
 class PurgeResponse(BaseModel):

@@ -22,7 +22,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deployments.core.feedback_log import DAY_S, LOG, LogEntry, seconds
+from deployments.core.log_layout import DAY_S, LOG, LogEntry, seconds
 from deployments.core.metrics import CORRECTIONS_HELD, LOG_LAG
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Correction:
 
 
 class Overlay:
-    """Text key → the correction in force: the newest, for `ttl_s` from its acceptance.
+    """Text key → the correction in force: the newest that was not undone, for `ttl_s` from its acceptance.
 
     At most `max_corrections`; beyond them the oldest leave. Entries are folded in the order of the log.
     """
@@ -60,33 +60,54 @@ class Overlay:
     def __init__(self, *, ttl_s: float, max_corrections: int) -> None:
         self._ttl_s = ttl_s
         self._max_corrections = max_corrections
-        self._corrections: OrderedDict[str, Correction] = OrderedDict()  # oldest acceptance first
+        self._texts: OrderedDict[str, str] = OrderedDict()  # feedback id → text key, oldest acceptance first
+        self._corrections: dict[str, dict[str, Correction]] = {}  # text key → feedback id → correction, oldest first
 
     def fold(self, entry: LogEntry) -> bool:
         """Take in the next entry; tell whether it changes the answer for its text.
 
-        Raises ValueError, KeyError or TypeError for a record that is not a correction's.
+        Raises ValueError, KeyError or TypeError for a correction that cannot be read.
         """
-        if entry.kind != "feedback" or not entry.applied:
+        if entry.kind == "deletion":
+            return self._remove(entry.of)
+        if not entry.applies:
             return False
-        self._corrections[entry.text_key] = _correction(entry)
-        self._corrections.move_to_end(entry.text_key)
-        if len(self._corrections) > self._max_corrections:
-            self._corrections.popitem(last=False)
+        correction = _correction(entry)
+        self._remove(correction.feedback_id)
+        self._corrections.setdefault(entry.text_key, {})[correction.feedback_id] = correction
+        self._texts[correction.feedback_id] = entry.text_key
+        if len(self._texts) > self._max_corrections:
+            self._remove(next(iter(self._texts)))
         return True
+
+    def _remove(self, feedback_id: str) -> bool:
+        """Let go of a correction, if it is held; tell whether it was the one in force."""
+        text_key = self._texts.pop(feedback_id, None)
+        if text_key is None:
+            return False
+        held = self._corrections[text_key]
+        was_newest = next(reversed(held)) == feedback_id
+        del held[feedback_id]
+        if not held:
+            del self._corrections[text_key]
+        return was_newest
 
     def get(self, text_key: str, now_s: float) -> Correction | None:
         """Give the correction in force at `now_s`, if any."""
-        correction = self._corrections.get(text_key)
-        return correction if correction and self._lives(correction, now_s) else None
+        held = self._corrections.get(text_key)
+        newest = next(reversed(held.values())) if held else None
+        return newest if newest and self._lives(newest, now_s) else None
 
     def expire(self, now_s: float) -> None:
         """Let go of what is past its life."""
-        while self._corrections and not self._lives(next(iter(self._corrections.values())), now_s):
-            self._corrections.popitem(last=False)
+        while self._texts:
+            oldest = next(iter(self._texts))
+            if self._lives(self._corrections[self._texts[oldest]][oldest], now_s):
+                return
+            self._remove(oldest)
 
     def __len__(self) -> int:
-        return len(self._corrections)
+        return len(self._texts)
 
     def _lives(self, correction: Correction, now_s: float) -> bool:
         return now_s < correction.accepted_at_s + self._ttl_s
@@ -259,13 +280,13 @@ def _fold(overlay: Overlay, entry_id: bytes, fields: dict[bytes, bytes]) -> LogE
 
 
 def _correction(entry: LogEntry) -> Correction:
-    record: dict[str, Any] = json.loads(entry.record)
-    intent = record["correct_intent"]
-    techniques = record.get("correct_techniques")
+    corrected: dict[str, Any] = json.loads(entry.correction)
+    intent = corrected["intent"]
+    techniques = corrected.get("techniques")
     return Correction(
         feedback_id=entry.feedback_id,
         intent=intent,
-        complexity=record.get("correct_complexity"),
+        complexity=corrected.get("complexity"),
         techniques=None if techniques is None else tuple(techniques),
         accepted_at_s=entry.accepted_at_s,
     )

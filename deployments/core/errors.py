@@ -8,6 +8,8 @@
     │   └── KeyConflict       422  an idempotency key seen before with another body
     ├── NotFound              404  no such path or record
     │   └── MethodNotAllowed  405  the path exists, the method does not
+    ├── Conflict              409  the record is not in the state that this needs
+    ├── Gone                  410  the record that was sent with this idempotency key is deleted
     ├── Overloaded            429  a bounded queue is full; retry after a while
     ├── Unavailable           503  a needed part is away; retry after a while
     │   └── DeadlineExceeded  503  the answer did not come within the request's time
@@ -114,6 +116,22 @@ class MethodNotAllowed(NotFound):
         """Keep the message and the methods the path takes."""
         super().__init__(detail)
         self.allowed = allowed
+
+
+class Conflict(IntentGraphError):
+    """The record is not in the state that this needs; sent again it is refused again."""
+
+    status = 409
+    slug = "conflict"
+    title = "Not in this state"
+
+
+class Gone(IntentGraphError):
+    """The record that was sent with this idempotency key is deleted."""
+
+    status = 410
+    slug = "gone"
+    title = "Deleted"
 
 
 class Overloaded(IntentGraphError):

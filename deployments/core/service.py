@@ -1,4 +1,4 @@
-"""The life of a request, without HTTP and without Ray.
+"""The life of a classification, without HTTP and without Ray; feedback is `core.feedback`'s.
 
     local tier ── look up ── predict what is missing ── lay corrections over ── answer ── keep what is fresh
 
@@ -10,10 +10,9 @@ import asyncio
 import json
 import math
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from deployments.core import metrics
@@ -21,29 +20,21 @@ from deployments.core.artifact import Artifact
 from deployments.core.classification import classify, fits, to_json
 from deployments.core.contract import (
     MAX_BATCH,
-    CorrectedPair,
-    FeedbackRecord,
-    FeedbackResponse,
-    FeedbackTypes,
     PurgeRequest,
     PurgeResponse,
-    StatsResponse,
     TypesResponse,
     WarmRequest,
     WarmResponse,
 )
 from deployments.core.corrections import Correction
 from deployments.core.errors import (
-    BadRequest,
     DeadlineExceeded,
     Forbidden,
     IntentGraphError,
     Internal,
-    InvalidInput,
     Overloaded,
     Unavailable,
 )
-from deployments.core.feedback_log import LogStats, Receipt, Submission
 from deployments.core.local_tier import Kept, LocalTier
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
@@ -82,12 +73,6 @@ class Parts(Protocol):
 
     def correction(self, text_key: str) -> Correction | None:
         """The correction in force for a text."""
-
-    async def append(self, submission: Submission) -> Receipt | IntentGraphError:
-        """Have a feedback record written; a receipt means it is on disk."""
-
-    async def stats(self) -> LogStats:
-        """Counts over the retained log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +165,7 @@ class _Asked:
 
 
 class IntentService:
-    """Answers what texts ask for, and takes what people say of the answers."""
+    """Answers what texts ask for."""
 
     def __init__(
         self,
@@ -354,97 +339,6 @@ class IntentService:
     def refuse(self) -> None:
         """Count a classification request that was refused before it became texts."""
         self._metrics.record(metrics.REQUESTS, status="validation_error")
-
-    async def submit_feedback(self, record: FeedbackRecord, idempotency_key: str | None = None) -> FeedbackResponse:
-        """Have a feedback record written to disk; the same key and record again is the same receipt.
-
-        Raises:
-            InvalidInput: an unknown label (422).
-            KeyConflict: the key was used with another record (422).
-            Unavailable: the log's store is away (503); retry with the same key.
-        """
-        try:
-            record.check_labels(self._artifact)
-            async with _deadline(self._settings.request_timeout_s):
-                receipt = await self._append(record, idempotency_key)
-        except Exception as error:
-            self.refuse_feedback(record.feedback_type, error)
-            raise
-        self._count_feedback(record, receipt)
-        return self._receipt_response(receipt, record.feedback_type)
-
-    async def _append(self, record: FeedbackRecord, idempotency_key: str | None) -> Receipt:
-        submission = Submission(
-            record=record.model_dump(mode="json", exclude_none=True),
-            text_key=correction_key(record.text),
-            applied=record.feedback_type == "correction" and self._settings.corrections_apply,
-            idempotency_key=idempotency_key or uuid.uuid4().hex,
-        )
-        receipt = await self._parts.append(submission)
-        if isinstance(receipt, IntentGraphError):
-            raise receipt
-        # Under a key drawn here, a duplicate is this very submission, sent again when a replica died.
-        return receipt if idempotency_key else replace(receipt, duplicate=False)
-
-    def refuse_feedback(self, feedback_type: str, error: Exception) -> None:
-        """Count a feedback record that was not taken."""
-        status = "rejected" if isinstance(error, InvalidInput | BadRequest) else "unavailable"
-        self._metrics.record(metrics.FEEDBACK_SUBMISSIONS, feedback_type=feedback_type, status=status)
-
-    def _count_feedback(self, record: FeedbackRecord, receipt: Receipt) -> None:
-        status = "duplicate" if receipt.duplicate else "recorded"
-        self._metrics.record(metrics.FEEDBACK_SUBMISSIONS, feedback_type=record.feedback_type, status=status)
-        if record.feedback_type == "correction" and not receipt.duplicate:
-            self._metrics.record(
-                metrics.FEEDBACK_CORRECTIONS,
-                original_intent=record.original_intent,
-                correct_intent=record.correct_intent,
-            )
-
-    def _receipt_response(self, receipt: Receipt, feedback_type: str) -> FeedbackResponse:
-        served = receipt.applied and self._settings.enable_caching
-        if receipt.duplicate:
-            message = "This record was written before; nothing was counted again."
-        elif feedback_type == "confirmation":
-            message = "Recorded."
-        elif served:
-            message = "Recorded. The correction is served from now on."
-        elif receipt.applied:
-            message = "Recorded. The correction is not served while caching is off."
-        else:
-            message = "Recorded. The correction is not served, because anybody may call this service."
-        return FeedbackResponse(
-            feedback_id=receipt.feedback_id,
-            status="duplicate" if receipt.duplicate else "recorded",
-            cache_updated=served,
-            message=message,
-        )
-
-    async def feedback_stats(self) -> StatsResponse:
-        """Counts over the retained log.
-
-        Raises:
-            Unavailable: the log's store is away (503).
-        """
-        async with _deadline(self._settings.request_timeout_s):
-            stats = await self._parts.stats()
-        return StatsResponse(
-            total=stats.total,
-            feedback_types=FeedbackTypes(corrections=stats.corrections, confirmations=stats.confirmations),
-            total_pending_feedback=stats.pending,
-            agreement_rate=stats.confirmations / stats.total if stats.total else None,
-            corrections=tuple(
-                CorrectedPair(original_intent=original, correct_intent=correct, count=count)
-                for original, correct, count in stats.pairs
-            ),
-            by_intent={
-                intent: FeedbackTypes(corrections=corrections, confirmations=confirmations)
-                for intent, (corrections, confirmations) in stats.by_intent.items()
-            },
-            cache_enabled=self._settings.enable_caching,
-            cache_ttl_hours=self._settings.cache_ttl / 3600,
-            model_version=self._artifact.version,
-        )
 
     async def purge(self, request: PurgeRequest) -> PurgeResponse:
         """Delete kept predictions; corrections and the feedback log stay as they are.

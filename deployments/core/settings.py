@@ -13,6 +13,7 @@ from urllib.parse import quote
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from deployments.core.access import ANYONE, LOCAL, Caller
 from deployments.core.errors import StartupError
 from deployments.core.store_url import StoreUrl
 
@@ -190,9 +191,11 @@ class Settings(BaseSettings):
         return self.auth == "local"
 
     @property
-    def corrections_apply(self) -> bool:
-        """Whether a correction changes what the service answers, given who may call it."""
-        return self.callers_trusted or self.apply_untrusted
+    def keyless_caller(self) -> Caller:
+        """Who calls without an API key."""
+        if self.callers_trusted:
+            return LOCAL
+        return Caller(ANYONE.name, ANYONE.scopes | {"correct"}) if self.apply_untrusted else ANYONE
 
 
 def _parsed(name: str, url: str) -> StoreUrl:

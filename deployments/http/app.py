@@ -4,32 +4,33 @@
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.core import contract
 from deployments.core.classification import to_json
-from deployments.core.errors import IntentGraphError, InvalidInput, MethodNotAllowed, NotFound, TooLarge
+from deployments.core.errors import IntentGraphError, InvalidInput, MethodNotAllowed, NotFound
+from deployments.core.feedback import FeedbackService
 from deployments.core.parsing import parse
 from deployments.core.service import Answers, CachePolicy, IntentService
 from deployments.core.settings import Settings
 from deployments.http.docs import docs_routes
+from deployments.http.feedback import FeedbackHandlers
 from deployments.http.openapi import document
 from deployments.http.request_log import Handler, RequestLog
+from deployments.http.wire import flag, json_response, read_body, timeout_s
 
 API = "/api/v1/intents"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
-MAX_IDEMPOTENCY_KEY = 255
-SERVE_TIMEOUT_MARGIN_S = 0.1
 LOOKED_UP = "intents.looked_up"
 """Where a request's scope has the `LookedUp` of one that was looked up before it came here, see `front`."""
 
@@ -71,10 +72,24 @@ CALLS = (
          contract.BatchResponse, contract.BatchRequest, (200,), _REFUSES, _HEADERS, ("scores",)),
     Call("GET", f"{API}/types", "List intents, complexity levels and techniques", "types", contract.TypesResponse),
     Call("POST", f"{API}/feedback", "Correct or confirm an answer", "feedback",
-         contract.FeedbackResponse, contract.FeedbackRecord, (201, 200), (400, 413, 422, 500, 503),
+         contract.FeedbackResponse, contract.FeedbackRecord, (201, 200), (400, 410, 413, 422, 429, 500, 503),
          ("Idempotency-Key",)),
     Call("GET", f"{API}/feedback/stats", "Count the feedback in the log", "feedback_stats",
          contract.StatsResponse, refuses=(500, 503)),
+    Call("GET", f"{API}/feedback", "List the feedback in the order of the log", "list_feedback",
+         contract.FeedbackPage, refuses=(422, 500, 503), query=("after", "limit", "state")),
+    Call("DELETE", f"{API}/feedback/{{feedback_id}}", "Delete a feedback record, and undo its correction",
+         "delete_feedback", answers=(204,), refuses=(404, 500, 503)),
+    Call("POST", f"{API}/feedback/{{feedback_id}}/approve", "Have a correction served that waits for approval",
+         "approve_feedback", contract.ReviewResponse, refuses=(404, 409, 500, 503)),
+    Call("POST", f"{API}/feedback/{{feedback_id}}/reject", "Have a correction never served that waits for approval",
+         "reject_feedback", contract.ReviewResponse, refuses=(404, 409, 500, 503)),
+    Call("POST", f"{API}/feedback/erase", "Delete all feedback of a user", "erase_feedback",
+         contract.EraseResponse, contract.EraseRequest, refuses=(400, 413, 422, 500, 503)),
+    Call("POST", f"{API}/feedback/ack", "Move the training cursor", "ack_feedback",
+         contract.AckResponse, contract.AckRequest, refuses=(400, 404, 413, 422, 500, 503)),
+    Call("GET", f"{API}/feedback/patterns", "Show what is confused, gets worse or is contested", "feedback_patterns",
+         contract.PatternsResponse, refuses=(422, 500, 503), query=("days",)),
     Call("POST", f"{API}/cache/purge", "Delete kept predictions", "purge",
          contract.PurgeResponse, contract.PurgeRequest, refuses=(400, 403, 413, 422, 500, 503)),
     Call("POST", f"{API}/cache/warm", "Compute predictions and keep them, before anybody asks", "warm",
@@ -88,19 +103,43 @@ CALLS = (
 )  # fmt: skip
 
 
-def build_app(settings: Settings, service: IntentService, probes: Probes, log: RequestLog) -> ASGIApp:
+def build_app(
+    settings: Settings, service: IntentService, feedback: FeedbackService, probes: Probes, log: RequestLog
+) -> ASGIApp:
     """The application: the calls of the table, `/docs`, and problem+json for everything refused."""
-    handlers = Handlers(settings, service, probes)
-    endpoints = {(call.method, call.path): log.around(getattr(handlers, call.handler)) for call in CALLS}
+    groups = Handlers(settings, service, probes), FeedbackHandlers(settings, feedback)
+    endpoints = {(call.method, call.path): log.around(_handler(groups, call.handler)) for call in CALLS}
     app = Starlette(
-        routes=[
-            *(Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()),
-            *docs_routes(),
-        ],
+        routes=[*_routes(endpoints), *docs_routes()],
         exception_handlers={404: log.around(_no_such_path), 405: log.around(_no_such_method)},
     )
     app.router.redirect_slashes = False  # `classify/` is no path: a redirected POST would be an answer of no form
     return ShortCut(endpoints, app)
+
+
+def _handler(groups: Iterable[object], name: str) -> Handler:
+    handler: Handler = next(getattr(group, name) for group in groups if hasattr(group, name))
+    return handler
+
+
+def _routes(endpoints: Mapping[tuple[str, str], Handler]) -> list[Route]:
+    """One route a path, so that a method it does not take is told of all that it takes."""
+    by_path: dict[str, dict[str, Handler]] = {}
+    for (method, path), endpoint in endpoints.items():
+        by_path.setdefault(path, {})[method] = endpoint
+    # Literal paths first: `feedback/erase` is no feedback id.
+    return [Route(path, _by_method(by_path[path]), methods=list(by_path[path])) for path in sorted(by_path, key=_last)]
+
+
+def _last(path: str) -> bool:
+    return "{" in path
+
+
+def _by_method(endpoints: Mapping[str, Handler]) -> Handler:
+    async def endpoint(request: Request) -> Response:
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return endpoint
 
 
 class ShortCut:
@@ -155,7 +194,7 @@ class Handlers:
 
     async def _classification_request(self, model: type[M], request: Request) -> M:
         try:
-            return parse(model, await _read_body(request, self._settings.max_body_bytes))
+            return parse(model, await read_body(request, self._settings.max_body_bytes))
         except IntentGraphError:
             self._service.refuse()
             raise
@@ -165,8 +204,8 @@ class Handlers:
         try:
             options: dict[str, Any] = {
                 "policy": CachePolicy.from_header(request.headers.get("cache-control", "")),
-                "scores": _flag(request, "scores"),
-                "timeout_s": _timeout_s(request),
+                "scores": flag(request, "scores"),
+                "timeout_s": timeout_s(request),
                 "looked_up": request.scope.get(LOOKED_UP),
             }
         except InvalidInput:
@@ -178,44 +217,28 @@ class Handlers:
 
     async def types(self, _request: Request) -> Response:
         """List the labels; the same bytes each time, they change only with the artifact."""
-        return _json(self._types)
-
-    async def feedback(self, request: Request) -> Response:
-        """Record a correction or confirmation."""
-        try:
-            key = _idempotency_key(request)
-            record = parse(contract.FeedbackRecord, await _read_body(request, self._settings.max_body_bytes))
-        except IntentGraphError as error:
-            self._service.refuse_feedback("unknown", error)
-            raise
-        receipt = await self._service.submit_feedback(record, key)
-        return _json(to_json(receipt.model_dump()), 201 if receipt.status == "recorded" else 200)
-
-    async def feedback_stats(self, _request: Request) -> Response:
-        """Count the feedback."""
-        stats = await self._service.feedback_stats()
-        return _json(to_json(stats.model_dump()))
+        return json_response(self._types)
 
     async def purge(self, request: Request) -> Response:
         """Delete kept predictions."""
-        payload = parse(contract.PurgeRequest, await _read_body(request, self._settings.max_body_bytes))
+        payload = parse(contract.PurgeRequest, await read_body(request, self._settings.max_body_bytes))
         purged = await self._service.purge(payload)
         request.state.log = {"deleted": purged.deleted}
-        return _json(to_json(purged.model_dump()))
+        return json_response(to_json(purged.model_dump()))
 
     async def warm(self, request: Request) -> Response:
         """Compute predictions and keep them."""
-        timeout_s = _timeout_s(request)
-        body = await _read_body(request, contract.MAX_WARM_BODY_BYTES)
+        limit_s = timeout_s(request)
+        body = await read_body(request, contract.MAX_WARM_BODY_BYTES)
         # On a thread: a thousand long texts take a quarter of a second, in which this replica would answer nobody.
         payload = await asyncio.to_thread(parse, contract.WarmRequest, body)
-        warmed = (await self._service.warm(payload, timeout_s=timeout_s)).model_dump()
+        warmed = (await self._service.warm(payload, timeout_s=limit_s)).model_dump()
         request.state.log = warmed
-        return _json(to_json(warmed))
+        return json_response(to_json(warmed))
 
     async def live(self, _request: Request) -> Response:
         """Answer; that is the point."""
-        return _json(to_json({"status": "ok", "parts": {}}))
+        return json_response(to_json({"status": "ok", "parts": {}}))
 
     async def ready(self, _request: Request) -> Response:
         """Say whether the service can classify."""
@@ -228,7 +251,7 @@ class Handlers:
     async def _health(self, without: set[str]) -> Response:
         health = await self._probes.health()
         body = health.model_dump(exclude=without, exclude_none=True)
-        return _json(to_json(body), 503 if health.status == "unavailable" else 200)
+        return json_response(to_json(body), 503 if health.status == "unavailable" else 200)
 
     async def metrics(self, _request: Request) -> Response:
         """Sum the metrics of all replicas."""
@@ -236,58 +259,9 @@ class Handlers:
 
     async def openapi(self, _request: Request) -> Response:
         """Describe this interface."""
-        return _json(self._openapi)
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Starlette's own stream of it costs 20 µs, and nearly every body is one message."""
-    chunks: list[bytes] = []
-    size, is_last = 0, False
-    while not is_last:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size, is_last = size + len(chunks[-1]), not message.get("more_body", False)
-        if size > max_bytes:  # counted while it streams: Content-Length may be absent or wrong
-            raise TooLarge(f"the body is larger than {max_bytes:,} bytes; send fewer or shorter texts")
-    return b"".join(chunks)
-
-
-def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, status, headers, "application/json")
+        return json_response(self._openapi)
 
 
 def _answered(answers: Answers, body: bytes) -> Response:
     timing = ", ".join(f"{stage};dur={spent_ms:.3f}" for stage, spent_ms in answers.stages.spent_ms.items())
-    return _json(body, headers={"X-Cache": ", ".join(answers.cache_states), "Server-Timing": timing})
-
-
-def _flag(request: Request, name: str) -> bool:
-    if not request.scope["query_string"]:  # of nearly every request; parsing nothing costs 15 µs
-        return False
-    value = request.query_params.get(name, "false").lower()
-    if value not in ("true", "false", "1", "0"):
-        raise InvalidInput(f"query parameter {name} is {value[:32]!r}; send true or false")
-    return value in ("true", "1")
-
-
-def _timeout_s(request: Request) -> float | None:
-    value = request.headers.get("x-request-timeout-seconds")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise InvalidInput(f"header X-Request-Timeout-Seconds is {value[:32]!r}; send a positive number of seconds")
-    # Serve ends a request by the same header, with a plain 408: answer a little earlier, in the contract's form.
-    return max(0.8 * seconds, seconds - SERVE_TIMEOUT_MARGIN_S)
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
-        raise InvalidInput(f"header Idempotency-Key has {len(key)} characters; send 1 to {MAX_IDEMPOTENCY_KEY}")
-    return key
+    return json_response(body, headers={"X-Cache": ", ".join(answers.cache_states), "Server-Timing": timing})

@@ -1,5 +1,6 @@
 """The OpenAPI 3.1 document, made from the table of calls and the pydantic models."""
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from deployments.core import errors
-from deployments.core.contract import Problem
+from deployments.core.contract import MAX_FEEDBACK_PAGE, MAX_PATTERN_DAYS, Problem
+from deployments.core.log_layout import FIRST_ID
+from deployments.http.feedback import DEFAULT_DAYS, DEFAULT_PAGE, STATES
 
 if TYPE_CHECKING:
     from deployments.http.app import Call
@@ -18,6 +21,9 @@ _TITLES = {
     for error in (
         errors.BadRequest,
         errors.Forbidden,
+        errors.NotFound,
+        errors.Conflict,
+        errors.Gone,
         errors.TooLarge,
         errors.InvalidInput,
         errors.Overloaded,
@@ -25,6 +31,15 @@ _TITLES = {
         errors.Internal,
     )
 }
+_PATH_PARAMETERS = re.compile(r"{(\w+)}")
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "scores": {"type": "boolean", "default": False},
+    "after": {"type": "string", "default": FIRST_ID, "pattern": r"^\d{1,18}-\d{1,18}$"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_FEEDBACK_PAGE, "default": DEFAULT_PAGE},
+    "state": {"type": "string", "enum": list(STATES)},
+    "days": {"type": "integer", "minimum": 1, "maximum": MAX_PATTERN_DAYS, "default": DEFAULT_DAYS},
+}
+"""What is known of a parameter beside its name; others are strings."""
 
 
 def document(calls: Iterable["Call"]) -> dict[str, Any]:
@@ -58,7 +73,8 @@ def _operation(call: "Call") -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": call.handler,
         "summary": call.summary,
-        "parameters": [_parameter(name, "header") for name in call.headers]
+        "parameters": [_parameter(name, "path", required=True) for name in _PATH_PARAMETERS.findall(call.path)]
+        + [_parameter(name, "header") for name in call.headers]
         + [_parameter(name, "query") for name in call.query],
         "responses": {str(status): _response(call.summary, call.gives) for status in call.answers}
         | {str(status): _refusal(status, call) for status in call.refuses},
@@ -68,9 +84,8 @@ def _operation(call: "Call") -> dict[str, Any]:
     return operation
 
 
-def _parameter(name: str, place: str) -> dict[str, Any]:
-    schema = {"type": "boolean", "default": False} if place == "query" else {"type": "string"}
-    return {"name": name, "in": place, "required": False, "schema": schema}
+def _parameter(name: str, place: str, *, required: bool = False) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": required, "schema": _PARAMETERS.get(name, {"type": "string"})}
 
 
 def _response(description: str, model: type[BaseModel] | None) -> dict[str, Any]:

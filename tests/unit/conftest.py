@@ -17,6 +17,8 @@ from deployments.core.artifact import EncoderSpec
 from deployments.core.connection import connect
 from deployments.core.encoder import encoder_folder
 from deployments.core.feedback_log import FeedbackLog
+from deployments.core.feedback_reader import FeedbackReader
+from deployments.core.log_store import LogStore
 from deployments.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -113,9 +115,21 @@ async def client(server: ValkeyServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def log(client: Redis) -> FeedbackLog:
+def store(client: Redis) -> LogStore:
+    """What a feedback log on it is kept in."""
+    return LogStore(client, timeout_s=2)
+
+
+@pytest.fixture
+def log(store: LogStore) -> FeedbackLog:
     """A feedback log on it."""
-    return FeedbackLog(client, timeout_s=2)
+    return FeedbackLog(store)
+
+
+@pytest.fixture
+def reader(store: LogStore) -> FeedbackReader:
+    """What reads that log."""
+    return FeedbackReader(store)
 
 
 @pytest.fixture(scope="module")

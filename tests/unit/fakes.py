@@ -7,7 +7,11 @@ from pathlib import Path
 from deployments.core.artifact import Artifact, EncoderSpec, Intent, Technique, WeightsSpec
 from deployments.core.corrections import Correction
 from deployments.core.errors import IntentGraphError
-from deployments.core.feedback_log import LogStats, Receipt, Submission
+from deployments.core.feedback_counts import Agreement, LogStats, Tally
+from deployments.core.feedback_log import Receipt, Submission
+from deployments.core.feedback_patterns import Contest
+from deployments.core.feedback_reader import Page, StoredRecord
+from deployments.core.log_layout import DAY_S
 from deployments.core.metrics import Metric
 from deployments.core.prediction import Prediction
 
@@ -60,9 +64,6 @@ class FakeParts:
         self.keep_error: IntentGraphError | None = None
         self.looked_up = 0
         self.predicted: list[str] = []
-        self.submissions: list[Submission] = []
-        self.receipt: Receipt | IntentGraphError = Receipt("1-0", duplicate=False, applied=True)
-        self.log_stats = LogStats(0, 0, 0, [], {}, 0)
 
     async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
         self.looked_up += 1
@@ -97,12 +98,51 @@ class FakeParts:
     def correction(self, text_key: str) -> Correction | None:
         return self.corrections.get(text_key)
 
+
+class FakeLog:
+    """A feedback log that gives `receipt` for every record, and says of everything else who asked for it."""
+
+    def __init__(self) -> None:
+        self.submissions: list[Submission] = []
+        self.receipt: Receipt | IntentGraphError = Receipt("1-0", duplicate=False, state="applied")
+        self.counts = LogStats(Agreement(0, 0), [], {}, 0)
+        self.tallies: list[Tally] = []
+        self.contests: list[tuple[Contest, str]] = []
+        self.records: list[StoredRecord] = []
+        self.asked: list[tuple[object, ...]] = []
+        self.error: IntentGraphError | None = None
+
     async def append(self, submission: Submission) -> Receipt | IntentGraphError:
         self.submissions.append(submission)
         return self.receipt
 
     async def stats(self) -> LogStats:
-        return self.log_stats
+        return self.counts
+
+    async def page(self, after: str, limit: int, state: str | None) -> Page:
+        self._note("page", after, limit, state)
+        return Page(self.records, None)
+
+    async def review(self, feedback_id: str, verdict: str, by: str) -> None:
+        self._note("review", feedback_id, verdict, by)
+
+    async def delete(self, feedback_id: str, by: str) -> None:
+        self._note("delete", feedback_id, by)
+
+    async def erase(self, user_id: str, by: str) -> int:
+        self._note("erase", user_id, by)
+        return 3
+
+    async def acknowledge(self, feedback_id: str) -> None:
+        self._note("acknowledge", feedback_id)
+
+    async def patterns(self, limit: int) -> tuple[list[Tally], list[tuple[Contest, str]], float]:
+        return self.tallies, self.contests[:limit], 20_000 * DAY_S + 5.0
+
+    def _note(self, *call: object) -> None:
+        self.asked.append(call)
+        if self.error:
+            raise self.error
 
 
 class CountingMetrics:

@@ -15,7 +15,9 @@ from redis.asyncio import Redis
 
 from deployments.core.connection import connect
 from deployments.core.corrections import Correction, Follower, Overlay
-from deployments.core.feedback_log import DAY_S, LOG, FeedbackLog, LogEntry, Submission
+from deployments.core.feedback_log import FeedbackLog, Submission
+from deployments.core.log_layout import DAY_S, LOG, LogEntry
+from deployments.core.log_store import LogStore
 from deployments.core.metrics import CORRECTIONS_HELD, LOG_LAG, Metric, NoMetrics
 
 if TYPE_CHECKING:
@@ -28,19 +30,22 @@ if TYPE_CHECKING:
 TTL_S = 100.0
 
 
-def entry(at_s: float, text_key: str, *, kind: str = "feedback", applied: bool = True, **record: object) -> LogEntry:
+def entry(
+    at_s: float, text_key: str, *, kind: str = "feedback", of: str = "", applied: bool = True, **corrected: object
+) -> LogEntry:
     return LogEntry(
-        feedback_id=f"{int(at_s * 1000)}-0",
+        entry_id=f"{int(at_s * 1000)}-0",
         kind=kind,
+        of=of,
+        state="applied" if applied else "pending",
         text_key=text_key,
-        applied=applied,
-        record=json.dumps({"correct_intent": "reasoning", **record}),
+        correction=json.dumps({"intent": "reasoning", **corrected}),
     )
 
 
 def correction(key: str, *, text_key: str = "text", intent: str = "reasoning", applied: bool = True) -> Submission:
-    record = {"original_intent": "translation", "correct_intent": intent, "feedback_type": "correction"}
-    return Submission(record, text_key, applied=applied, idempotency_key=key)
+    record = {"text": "?", "original_intent": "translation", "correct_intent": intent, "feedback_type": "correction"}
+    return Submission(record, text_key, state="applied" if applied else "pending", idempotency_key=key)
 
 
 async def until(condition: Callable[[], bool], *, timeout_s: float = 5) -> None:
@@ -50,41 +55,89 @@ async def until(condition: Callable[[], bool], *, timeout_s: float = 5) -> None:
             await asyncio.sleep(0.005)
 
 
-@given(
-    steps=st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 60), st.sampled_from(["yes", "no", "undo"]))),
-    max_corrections=st.integers(1, 4),
-    later_s=st.integers(0, 150),
-    expire=st.booleans(),
+steps = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.integers(0, 60),
+        st.sampled_from(["applied", "applied", "pending", "approve", "delete", "unknown kind"]),
+        st.integers(0, 20),
+    )
 )
-def test_the_newest_applied_correction_holds_for_its_life_within_the_bound(
-    steps: list[tuple[str, int, str]], max_corrections: int, later_s: int, *, expire: bool
+
+
+@given(steps=steps, max_corrections=st.integers(1, 4), later_s=st.integers(0, 150), expire=st.booleans())
+def test_the_newest_remaining_correction_holds_for_its_life_within_the_bound(
+    steps: list[tuple[str, int, str, int]], max_corrections: int, later_s: int, *, expire: bool
 ) -> None:
+    """Against a list of what was accepted and is left of it."""
     overlay = Overlay(ttl_s=TTL_S, max_corrections=max_corrections)
-    newest: dict[str, float] = {}
+    left: list[tuple[str, str, float]] = []  # text key, feedback id, accepted at
+    texts: dict[str, str] = {}
     now_s = 0.0
-    for text_key, waited_s, what in steps:
-        now_s += waited_s
-        folded = entry(now_s, text_key, applied=what != "no", kind="undo" if what == "undo" else "feedback")
-        if overlay.fold(folded):
-            newest.pop(text_key, None)
-            newest[text_key] = now_s
+    for text_key, waited_s, what, which in steps:
+        now_s += waited_s + 1
+        folded = next_entry(now_s, text_key, what, texts, which)
+        if folded.kind == "deletion" or folded.applies:
+            left = [each for each in left if each[1] != folded.feedback_id]
+        if folded.applies:
+            left = [*left, (folded.text_key, folded.feedback_id, now_s)][-max_corrections:]
+        overlay.fold(folded)
         if expire:
             overlay.expire(now_s)
+            left = [each for each in left if now_s < each[2] + TTL_S]
         assert len(overlay) <= max_corrections
     now_s += later_s
 
-    held = {text_key: at_s for text_key, at_s in list(newest.items())[-max_corrections:] if now_s < at_s + TTL_S}
-    answers = {text_key: overlay.get(text_key, now_s) for text_key in "abcdef"}
-    assert {key: answer.accepted_at_s for key, answer in answers.items() if answer} == held
+    held = {text_key: at_s for text_key, _, at_s in left}
+    for text_key in "abc":
+        found = overlay.get(text_key, now_s)
+        lives = text_key in held and now_s < held[text_key] + TTL_S
+        assert (found.accepted_at_s if found else None) == (held[text_key] if lives else None)
     overlay.expire(now_s)
-    assert len(overlay) == len(held)
+    assert len(overlay) == sum(now_s < at_s + TTL_S for _, _, at_s in left)
+
+
+def next_entry(now_s: float, text_key: str, what: str, texts: dict[str, str], which: int) -> LogEntry:
+    """An entry of a kind; `texts` has the text of each record so far, and `which` says the one it speaks of."""
+    of = list(texts)[which % len(texts)] if texts else "0-0"
+    match what:
+        case "approve":
+            return entry(now_s, texts.get(of, "?"), kind="approval", of=of)
+        case "delete":
+            return entry(now_s, "", kind="deletion", of=of)
+        case "unknown kind":
+            return entry(now_s, text_key, kind="unknown")
+    record = entry(now_s, text_key, applied=what == "applied")
+    texts[record.feedback_id] = text_key
+    return record
+
+
+def test_undoing_a_correction_brings_back_the_one_before_it_for_its_remaining_life() -> None:
+    overlay = Overlay(ttl_s=TTL_S, max_corrections=10)
+    overlay.fold(entry(10, "a", intent="first"))
+    overlay.fold(entry(50, "a", intent="second"))
+    undone = overlay.fold(entry(60, "", kind="deletion", of="50000-0"))
+
+    assert undone
+    assert overlay.get("a", 109).intent == "first"
+    assert overlay.get("a", 110) is None
+
+
+def test_an_approved_correction_lives_from_its_approval() -> None:
+    overlay = Overlay(ttl_s=TTL_S, max_corrections=10)
+    overlay.fold(entry(10, "a", applied=False))
+    overlay.fold(entry(500, "a", kind="approval", of="10000-0"))
+
+    assert overlay.get("a", 599).feedback_id == "10000-0"
+    assert overlay.get("a", 600) is None
+    assert overlay.fold(entry(600, "", kind="deletion", of="10000-0"))
 
 
 def test_a_correction_carries_what_was_corrected_and_nothing_else() -> None:
     overlay = Overlay(ttl_s=TTL_S, max_corrections=10)
     overlay.fold(entry(1, "intent only"))
-    overlay.fold(entry(2, "all", correct_complexity="simple", correct_techniques=["few_shot"]))
-    overlay.fold(entry(3, "no techniques", correct_techniques=[]))
+    overlay.fold(entry(2, "all", complexity="simple", techniques=["few_shot"]))
+    overlay.fold(entry(3, "no techniques", techniques=[]))
 
     assert overlay.get("intent only", 5) == Correction("1000-0", "reasoning", None, None, 1.0)
     assert overlay.get("all", 5) == Correction("2000-0", "reasoning", "simple", ("few_shot",), 2.0)
@@ -152,7 +205,7 @@ async def test_an_entry_that_changes_no_answer_is_not_held(server: ValkeyServer,
 async def test_the_start_loads_the_last_ttl_of_a_log_of_many_pages(server: ValkeyServer, client: Redis) -> None:
     now_ms = int(time.time() * 1000)
     pipeline = client.pipeline(transaction=False)
-    fields = {"kind": "feedback", "applied": "1", "record": '{"correct_intent": "reasoning"}'}
+    fields = {"kind": "feedback", "state": "applied", "correction": '{"intent": "reasoning"}'}
     pipeline.xadd(LOG, {**fields, "text_key": "too old"}, id=f"{now_ms - DAY_S * 1000 - 1}-0")
     for n in range(1234):
         pipeline.xadd(LOG, {**fields, "text_key": str(n)}, id=f"{now_ms - DAY_S * 500}-{n}")
@@ -188,10 +241,11 @@ async def test_a_correction_ends_by_the_stores_clock_whatever_this_machines_says
 async def test_an_unreadable_entry_does_not_hide_the_next(
     server: ValkeyServer, client: Redis, log: FeedbackLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for record in ("{", "[]", "{}", b"\xff secret"):
-        await client.xadd(LOG, {"kind": "feedback", "text_key": "bad", "applied": "1", "record": record})
+    bad = {"kind": "feedback", "text_key": "bad", "state": "applied"}
+    for unreadable in ("{", "[]", "{}", b"\xff secret"):
+        await client.xadd(LOG, {**bad, "correction": unreadable})
     async with following(server) as follower:
-        await client.xadd(LOG, {"kind": "feedback", "text_key": "bad", "applied": "1", "record": "null"})
+        await client.xadd(LOG, {**bad, "correction": "null"})
         await log.append([correction("1")])
         await until(lambda: follower.get("text") is not None)
 
@@ -202,7 +256,7 @@ async def test_an_unreadable_entry_does_not_hide_the_next(
 
 async def append_to(server: ValkeyServer, submission: Submission) -> None:
     async with aclosing(connect(server.url, timeout_s=2)) as client:
-        await FeedbackLog(client, timeout_s=2).append([submission])
+        await FeedbackLog(LogStore(client, timeout_s=2)).append([submission])
 
 
 async def test_corrections_outlive_the_store_and_follow_it_when_it_is_back(valkey_server: StartValkey) -> None:

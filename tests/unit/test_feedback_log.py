@@ -1,97 +1,50 @@
-"""The feedback log against real Valkey servers: what is acknowledged is there, once, and counted."""
+"""What writes the feedback log, against real Valkey servers: what is acknowledged is there, once, and counted."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
-from collections import Counter
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from deployments.core.connection import connect
-from deployments.core.errors import InvalidInput, KeyConflict, StoreRefused, Unavailable
-from deployments.core.feedback_log import (
-    COUNTS,
-    CURSOR,
-    DAY_S,
-    LOG,
-    FeedbackLog,
-    LogEntry,
-    LogStats,
-    Receipt,
-    Submission,
-)
+from deployments.core.errors import Conflict, Gone, InvalidInput, KeyConflict, NotFound, Unavailable
+from deployments.core.feedback_log import FeedbackLog, Receipt, State, Submission
+from deployments.core.feedback_reader import FeedbackReader
+from deployments.core.log_layout import COUNTS, DAY_S, LOG, PENDING
+from deployments.core.log_store import LogStore
+from tests.unit.feedback_rows import INTENTS, add_entry_of, counters, entries, record_of, recount, submission
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tests.unit.conftest import StartValkey, ValkeyServer
 
-INTENTS = ("code_generation", "reasoning", "summarization")
 
-
-def submission(
-    key: str = "key", *, original: str = "reasoning", correct: str = "summarization", scope: str = "", **record: object
-) -> Submission:
-    feedback_type = "confirmation" if original == correct else "correction"
-    intents = {"original_intent": original, "correct_intent": correct, "feedback_type": feedback_type}
-    return Submission(
-        record={"text": "sum it up", "original_confidence": 0.5, **intents, **record},
-        text_key="ab" * 32,
-        applied=original != correct,
-        idempotency_key=key,
-        scope=scope,
-    )
-
-
-async def entries(client: Redis) -> list[LogEntry]:
-    return [LogEntry.parse(entry_id, fields) for entry_id, fields in await client.xrange(LOG)]
-
-
-async def recount(client: Redis) -> dict[str, int]:
-    """Count the log's entries anew, under the names of the counters."""
-    counts: Counter[str] = Counter()
-    for entry in await entries(client):
-        record = json.loads(entry.record)
-        name = [record["feedback_type"], record["original_intent"], record["correct_intent"]]
-        counts[f"{int(entry.accepted_at_s // DAY_S)}:{json.dumps(name, separators=(',', ':'))}"] += 1
-    return dict(counts)
-
-
-async def counters(client: Redis) -> dict[str, int]:
-    return {name.decode(): int(count) for name, count in (await client.hgetall(COUNTS)).items()}
-
-
-async def add_entry_of(client: Redis, day: int) -> None:
-    """Put a record of a past day into the log, as the script would have written it then."""
-    record = submission().record
-    entry = {"kind": "feedback", "text_key": "ab", "applied": "1", "record": json.dumps(record)}
-    await client.xadd(LOG, entry, id=f"{day * DAY_S * 1000 + 5}-0")
-    await client.hincrby(COUNTS, f'{day}:["correction","reasoning","summarization"]', 1)
-
-
-async def test_an_acknowledged_record_is_an_entry_of_the_log(log: FeedbackLog, client: Redis) -> None:
+async def test_an_acknowledged_record_is_an_entry_of_the_log(log: FeedbackLog, client: Redis, store: LogStore) -> None:
     [receipt] = await log.append([submission(text="naïve ☃", user_id="u1")])
 
     [entry] = await entries(client)
-    assert receipt == Receipt(entry.feedback_id, duplicate=False, applied=True)
-    assert (entry.kind, entry.text_key, entry.applied) == ("feedback", "ab" * 32, True)
-    assert json.loads(entry.record) == submission(text="naïve ☃", user_id="u1").record
-    assert abs(entry.accepted_at_s - await log.now_s()) < 5
+    assert receipt == Receipt(entry.feedback_id, duplicate=False, state="applied")
+    assert (entry.kind, entry.text_key, entry.state) == ("feedback", "ab" * 32, "applied")
+    assert json.loads(entry.correction) == {"intent": "summarization"}
+    assert await record_of(client, entry) == submission(text="naïve ☃", user_id="u1").record
+    assert abs(entry.accepted_at_s - await store.now_s()) < 5
 
 
-async def test_the_same_key_and_record_again_gives_the_first_receipt(log: FeedbackLog, client: Redis) -> None:
+async def test_the_same_key_and_record_again_gives_the_first_receipt(
+    log: FeedbackLog, client: Redis, reader: FeedbackReader
+) -> None:
     [first] = await log.append([submission()])
 
-    again = Submission(dict(reversed(submission().record.items())), "ab" * 32, applied=False, idempotency_key="key")
+    again = Submission(dict(reversed(submission().record.items())), "ab" * 32, state="pending", idempotency_key="key")
     receipts = await log.append([again, again])
 
-    assert receipts == [Receipt(first.feedback_id, duplicate=True, applied=True)] * 2
-    assert (await log.stats()).total == await client.xlen(LOG) == 1
+    assert receipts == [Receipt(first.feedback_id, duplicate=True, state="applied")] * 2
+    assert (await reader.stats()).agreement.total == await client.xlen(LOG) == 1
 
 
 async def test_the_same_key_twice_in_one_group_is_written_once(log: FeedbackLog) -> None:
@@ -111,7 +64,7 @@ async def test_the_same_key_with_another_record_conflicts_and_writes_nothing(log
 
 
 async def test_equal_keys_of_different_scopes_never_meet(log: FeedbackLog, client: Redis) -> None:
-    receipts = await log.append([submission("bc", scope="a"), submission("c", scope="ab"), submission("abc")])
+    receipts = await log.append([submission("bc", by="a"), submission("c", by="ab"), submission("abc")])
 
     assert [receipt.duplicate for receipt in receipts] == [False, False, False]
     assert await client.xlen(LOG) == 3
@@ -167,7 +120,7 @@ async def test_counters_equal_a_recount_with_two_writers_and_retries(client: Red
     ]
     batches = [chance.choices(pool, k=chance.randrange(1, 40)) for _ in range(40)]
     async with aclosing(connect(server.url, timeout_s=2)) as other:
-        writers = [FeedbackLog(client, timeout_s=2), FeedbackLog(other, timeout_s=2)]
+        writers = [FeedbackLog(LogStore(client, timeout_s=2)), FeedbackLog(LogStore(other, timeout_s=2))]
 
         outcomes = await asyncio.gather(*(chance.choice(writers).append(batch) for batch in batches))
 
@@ -178,48 +131,15 @@ async def test_counters_equal_a_recount_with_two_writers_and_retries(client: Red
     assert await counters(client) == await recount(client)
 
 
-async def test_stats_count_the_retained_log(log: FeedbackLog) -> None:
-    pairs = [("reasoning", "summarization"), ("code_generation", "reasoning"), ("reasoning", "summarization")]
-    same = [("reasoning", "reasoning")]
-    await log.append([submission(str(n), original=a, correct=b) for n, (a, b) in enumerate([*pairs, *same])])
-
-    assert await log.stats() == LogStats(
-        total=4,
-        corrections=3,
-        confirmations=1,
-        pairs=[("reasoning", "summarization", 2), ("code_generation", "reasoning", 1)],
-        by_intent={"code_generation": (1, 0), "reasoning": (2, 1)},
-        pending=4,
-    )
-
-
-async def test_stats_of_an_empty_log_are_zero(log: FeedbackLog) -> None:
-    assert await log.stats() == LogStats(0, 0, 0, [], {}, 0)
-
-
-async def test_pending_counts_what_came_after_the_training_cursor(log: FeedbackLog, client: Redis) -> None:
-    today = int(await log.now_s() // DAY_S)
-    await add_entry_of(client, today - 2)
-    await add_entry_of(client, today - 1)
-    receipts = await log.append([submission("1"), submission("2"), submission("3")])
-    await client.xadd(LOG, {"kind": "undo", "of": receipts[0].feedback_id})
-    ids = [entry_id for entry_id, _ in await client.xrange(LOG)]
-
-    pending = []
-    for cursor in ids:
-        await client.set(CURSOR, cursor)
-        pending.append((await log.stats()).pending)
-
-    assert pending == [4, 3, 2, 1, 0, 0]
-
-
-async def test_trim_removes_whole_days_of_entries_and_counters(log: FeedbackLog, client: Redis) -> None:
-    today = int(await log.now_s() // DAY_S)
+async def test_trim_removes_whole_days_of_entries_and_counters(
+    log: FeedbackLog, client: Redis, store: LogStore
+) -> None:
+    today = int(await store.now_s() // DAY_S)
     for age in (40, 31, 30, 1):
         await add_entry_of(client, today - age)
     await log.append([submission()])
 
-    removed = await asyncio.gather(log.trim(await log.now_s()), log.trim(await log.now_s()))
+    removed = await asyncio.gather(log.trim(await store.now_s()), log.trim(await store.now_s()))
 
     assert sorted(removed) == [0, 2]
     assert [today - int(entry.accepted_at_s // DAY_S) for entry in await entries(client)] == [30, 1, 0]
@@ -263,24 +183,29 @@ async def test_a_read_only_store_acknowledges_nothing(log: FeedbackLog, client: 
     assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable]
 
 
-async def test_a_store_that_is_away_is_unavailable_everywhere(valkey_server: StartValkey) -> None:
+async def test_a_store_that_is_away_is_unavailable_everywhere(
+    valkey_server: StartValkey,
+) -> None:
     server = valkey_server()
     server.kill()
     async with aclosing(connect(server.url, timeout_s=2)) as client:
-        log = FeedbackLog(client, timeout_s=2)
+        store = LogStore(client, timeout_s=2)
+        log, reader = FeedbackLog(store), FeedbackReader(store)
 
         [outcome] = await log.append([submission()])
 
         assert isinstance(outcome, Unavailable)
-        for call in (log.stats, log.check_durability, log.now_s, lambda: log.trim(0)):
+        for call in (reader.stats, store.check_durability, store.now_s, lambda: log.trim(0), lambda: log.delete("1-0")):
             with pytest.raises(Unavailable):
                 await call()
 
 
-async def test_a_store_that_hangs_is_unavailable_in_time_and_a_retry_counts_once(server: ValkeyServer) -> None:
+async def test_a_store_that_hangs_is_unavailable_in_time_and_a_retry_counts_once(
+    server: ValkeyServer, reader: FeedbackReader
+) -> None:
     async with aclosing(connect(server.url, timeout_s=60)) as client:
         await client.flushall()
-        log = FeedbackLog(client, timeout_s=0.2)
+        log = FeedbackLog(LogStore(client, timeout_s=0.2))
         server.pause()
         try:
             async with asyncio.timeout(2):
@@ -291,7 +216,7 @@ async def test_a_store_that_hangs_is_unavailable_in_time_and_a_retry_counts_once
 
         assert isinstance(ambiguous, Unavailable)
         assert isinstance(retried, Receipt)
-        assert (await log.stats()).total == await client.xlen(LOG) == 1
+        assert (await reader.stats()).agreement.total == await client.xlen(LOG) == 1
 
 
 async def test_killing_the_store_loses_nothing_acknowledged_and_retries_double_nothing(
@@ -301,7 +226,7 @@ async def test_killing_the_store_loses_nothing_acknowledged_and_retries_double_n
     chance = random.Random(11)
     groups = [[submission(f"{n}-{i}", text="x" * chance.randrange(2000)) for i in range(20)] for n in range(60)]
     async with aclosing(connect(server.url, timeout_s=2)) as client:
-        log = FeedbackLog(client, timeout_s=2)
+        log = FeedbackLog(LogStore(client, timeout_s=2))
         answered = 0
 
         async def append(group: list[Submission]) -> list[object]:
@@ -325,97 +250,115 @@ async def test_killing_the_store_loses_nothing_acknowledged_and_retries_double_n
         assert await counters(client) == await recount(client)
 
 
-async def test_a_store_that_keeps_what_it_acknowledges_is_accepted(
-    log: FeedbackLog, caplog: pytest.LogCaptureFixture
-) -> None:
-    await log.check_durability()
+async def test_an_approved_correction_is_an_entry_that_followers_apply(log: FeedbackLog, client: Redis) -> None:
+    [receipt] = await log.append([submission(state="pending", correct_complexity="simple")])
+    waiting = await client.zcard(PENDING)
+    await log.review(receipt.feedback_id, "approved", by="ops")
+    await log.review(receipt.feedback_id, "approved", by="ops")
 
-    assert not caplog.records
+    [first, approval] = await entries(client)
+    assert (waiting, await client.zcard(PENDING)) == (1, 0)
+    assert (first.applies, approval.applies) == (False, True)
+    assert (approval.kind, approval.feedback_id, approval.by) == ("approval", receipt.feedback_id, "ops")
+    assert approval.text_key == first.text_key
+    assert json.loads(approval.correction) == {"intent": "summarization", "complexity": "simple"}
+
+
+async def test_a_rejected_correction_is_decided_for_good(log: FeedbackLog, client: Redis) -> None:
+    [receipt] = await log.append([submission(state="pending")])
+    await log.review(receipt.feedback_id, "rejected")
+
+    with pytest.raises(Conflict, match="rejected already"):
+        await log.review(receipt.feedback_id, "approved")
+    assert [entry.kind for entry in await entries(client)] == ["feedback", "rejection"]
+    assert await client.zcard(PENDING) == 0
+
+
+@pytest.mark.parametrize("state", ["applied", "recorded"])
+async def test_what_does_not_wait_is_not_reviewed(log: FeedbackLog, state: State) -> None:
+    [receipt] = await log.append([submission(state=state)])
+
+    with pytest.raises(Conflict, match=f"it is {state}"):
+        await log.review(receipt.feedback_id, "approved")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "remedy"),
-    [
-        (("--appendonly", "no"), "`appendonly yes` (it is no)"),
-        (("--appendfsync", "everysec"), "`appendfsync always` (it is everysec)"),
-        (("--no-appendfsync-on-rewrite", "yes"), "`no-appendfsync-on-rewrite no` (it is yes)"),
-        (("--maxmemory-policy", "volatile-ttl"), "`maxmemory-policy noeviction` (it is volatile-ttl)"),
-    ],
+    "unknown", ["1-0", "0-0", "stats", "1-", "\N{ARABIC-INDIC DIGIT ONE}-0", "-1", "9" * 30 + "-0"]
 )
-async def test_a_store_that_would_lose_records_is_refused_with_the_remedy(
-    valkey_server: StartValkey, wrong: tuple[str, str], remedy: str
+async def test_what_the_log_does_not_have_is_not_found(log: FeedbackLog, unknown: str) -> None:
+    for call in (log.review(unknown, "approved"), log.delete(unknown)):
+        with pytest.raises(NotFound):
+            await call
+
+
+async def test_two_who_decide_otherwise_at_once_leave_one_decision(log: FeedbackLog, client: Redis) -> None:
+    receipts = await log.append([submission(str(n), state="pending") for n in range(20)])
+    calls = [log.review(receipt.feedback_id, verdict) for receipt in receipts for verdict in ("approved", "rejected")]
+
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 20
+    assert len(await entries(client)) == 40
+
+
+async def test_a_deleted_record_leaves_an_entry_that_says_who_and_nothing_of_it(
+    log: FeedbackLog, client: Redis, server: ValkeyServer
 ) -> None:
-    server = valkey_server(*wrong)
-    async with aclosing(connect(server.url, timeout_s=2)) as client:
-        with pytest.raises(StoreRefused) as refused:
-            await FeedbackLog(client, timeout_s=2).check_durability()
+    secret = "a text that nobody may see again"
+    kept, gone = await log.append([submission("1"), submission("2", state="pending", text=secret, user_id="someone")])
+    await log.delete(gone.feedback_id, by="ops")
 
-    server.kill()
-    assert remedy in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert str(refused.value).count("it is") == 1
+    first, deletion = await entries(client)
+    assert first.feedback_id == kept.feedback_id
+    assert (deletion.kind, deletion.feedback_id, deletion.by) == ("deletion", gone.feedback_id, "ops")
+    assert await counters(client) == await recount(client)
+    assert await client.zcard(PENDING) == 0
+    await client.bgrewriteaof()
+    async with asyncio.timeout(5):
+        while (await client.info("persistence"))["aof_rewrite_in_progress"]:  # noqa: ASYNC110 - no event to wait for
+            await asyncio.sleep(0.02)
+    files = [path.read_bytes() for path in (server.folder / "appendonlydir").iterdir()]
+    assert not any(secret.encode() in content or b"someone" in content for content in files)
 
 
-async def test_a_store_that_hides_its_settings_is_checked_as_far_as_it_shows(
-    client: Redis, server: ValkeyServer, caplog: pytest.LogCaptureFixture
+async def test_the_key_of_a_deleted_record_is_gone_for_as_long_as_it_would_have_lived(
+    log: FeedbackLog, client: Redis
 ) -> None:
-    await client.acl_setuser("guest", enabled=True, nopass=True, categories=["+@all"], commands=["-config"], keys=["*"])
-    async with aclosing(connect(server.url.replace("//", "//guest:x@"), timeout_s=2)) as guest:
-        log = FeedbackLog(guest, timeout_s=2)
-        with caplog.at_level(logging.WARNING):
-            await log.check_durability()
-        await client.config_set("maxmemory-policy", "allkeys-lru")
-        try:
-            with pytest.raises(StoreRefused, match="maxmemory-policy noeviction"):
-                await log.check_durability()
-        finally:
-            await client.config_set("maxmemory-policy", "noeviction")
+    [receipt] = await log.append([submission()])
+    [key] = await client.keys(f"{LOG}:key:*")
+    before = await client.pexpiretime(key)
+    await log.delete(receipt.feedback_id)
+    same, other = await log.append([submission(), submission(text="another")])
 
-    [warning] = caplog.messages
-    assert "`appendfsync always`" in warning
-    assert "`appendonly" not in warning
+    assert (type(same), type(other)) == (Gone, Gone)
+    assert await client.pexpiretime(key) == before
+    with pytest.raises(NotFound):
+        await log.delete(receipt.feedback_id)
 
 
-async def test_a_store_that_was_away_at_start_is_checked_before_its_first_acknowledgement(
-    valkey_server: StartValkey,
+async def test_a_full_store_lets_go_of_what_is_deleted_and_trimmed(
+    log: FeedbackLog, client: Redis, store: LogStore
 ) -> None:
-    server = valkey_server("--appendonly", "no")
-    server.kill()
-    async with aclosing(connect(server.url, timeout_s=2)) as client:
-        log = FeedbackLog(client, timeout_s=2)
-        with pytest.raises(Unavailable):
-            await log.require_durable()
-        await asyncio.to_thread(server.start)
-        [refused] = await log.append([submission()])
-        total = (await log.stats()).total
+    await add_entry_of(client, int(await store.now_s() // DAY_S) - 31)
+    [receipt] = await log.append([submission()])
+    await client.config_set("maxmemory", 1)
+    try:
+        await log.delete(receipt.feedback_id)
+        trimmed = await log.trim(await store.now_s())
+    finally:
+        await client.config_set("maxmemory", 0)
 
-    server.kill()
-    assert isinstance(refused, Unavailable)
-    assert "`appendonly yes`" in refused.detail
-    assert total == 0
+    assert trimmed == 1
+    assert [entry.kind for entry in await entries(client)] == ["deletion"]
+    assert await counters(client) == {}
 
 
-async def test_a_store_replaced_by_one_that_loses_records_acknowledges_none(valkey_server: StartValkey) -> None:
-    durable = valkey_server()
-    async with aclosing(connect(durable.url, timeout_s=2)) as client:
-        log = FeedbackLog(client, timeout_s=2)
-        [first] = await log.append([submission()])
-        await client.config_set("appendfsync", "everysec")
-        await client.script_flush()
-        [second] = await log.append([submission()])
+async def test_trimming_leaves_nothing_of_its_days(log: FeedbackLog, client: Redis, store: LogStore) -> None:
+    day = int(await store.now_s() // DAY_S) - 31
+    await add_entry_of(client, day - 1)
+    await add_entry_of(client, day)
+    await log.review(f"{day * DAY_S * 1000 + 5}-0", "rejected")
+    await log.trim(await store.now_s())
 
-    durable.kill()
-    assert isinstance(first, Receipt)
-    assert isinstance(second, Unavailable)
-
-
-async def test_an_unsafe_log_takes_any_store_and_says_so(
-    valkey_server: StartValkey, caplog: pytest.LogCaptureFixture
-) -> None:
-    server = valkey_server("--appendonly", "no")
-    async with aclosing(connect(server.url, timeout_s=2)) as client:
-        [receipt] = await FeedbackLog(client, timeout_s=2, unsafe=True).append([submission()])
-
-    server.kill()
-    assert isinstance(receipt, Receipt)
-    assert "feedback may be lost" in caplog.text
+    assert [entry.kind for entry in await entries(client)] == ["rejection"]
+    assert await client.keys() == [LOG.encode()]

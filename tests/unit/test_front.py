@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.core import metrics
 from deployments.core.corrections import Correction
+from deployments.core.feedback import FeedbackService
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
 from deployments.core.text import correction_key
@@ -16,7 +17,7 @@ from deployments.http import front
 from deployments.http.app import API, build_app
 from deployments.http.front import Front, middlewares
 from deployments.http.request_log import LoggedLines, RequestLog
-from tests.unit.fakes import CountingMetrics, FakeParts, artifact
+from tests.unit.fakes import CountingMetrics, FakeLog, FakeParts, artifact
 from tests.unit.test_http import FakeProbes
 
 PATH = f"{API}/classify"
@@ -31,7 +32,8 @@ class Replica:
         settings = Settings()
         self.service = IntentService(settings, artifact(), self.parts, self.counted)
         self.log = RequestLog(LoggedLines(), log_texts=False)
-        self._app = build_app(settings, self.service, FakeProbes(), self.log)
+        feedback = FeedbackService(settings, artifact(), FakeLog(), self.counted)
+        self._app = build_app(settings, self.service, feedback, FakeProbes(), self.log)
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

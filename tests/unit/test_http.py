@@ -8,19 +8,18 @@ from starlette.testclient import TestClient
 
 from deployments.core.contract import HealthResponse
 from deployments.core.errors import Overloaded, Unavailable
-from deployments.core.feedback_log import Receipt
+from deployments.core.feedback import FeedbackService
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
 from deployments.http.app import API, CALLS, build_app
 from deployments.http.request_log import LoggedLines, RequestLog
-from tests.unit.fakes import CountingMetrics, FakeParts, artifact
+from tests.unit.fakes import CountingMetrics, FakeLog, FakeParts, artifact
 
 CLASSIFY = f"{API}/classify"
 BATCH = f"{API}/classify/batch"
 FEEDBACK = f"{API}/feedback"
 PURGE = f"{API}/cache/purge"
 WARM = f"{API}/cache/warm"
-RECORD = {"text": "a", "original_intent": "reasoning", "correct_intent": "translation", "original_confidence": 0.5}
 
 
 class FakeProbes:
@@ -51,7 +50,9 @@ def counted() -> CountingMetrics:
 
 def client_of(settings: Settings, parts: FakeParts, probes: FakeProbes, counted: CountingMetrics) -> TestClient:
     service = IntentService(settings, artifact(), parts, counted)
-    return TestClient(build_app(settings, service, probes, RequestLog(LoggedLines(), log_texts=settings.log_texts)))
+    feedback = FeedbackService(settings, artifact(), FakeLog(), counted)
+    log = RequestLog(LoggedLines(), log_texts=settings.log_texts)
+    return TestClient(build_app(settings, service, feedback, probes, log))
 
 
 @pytest.fixture
@@ -201,50 +202,6 @@ async def test_an_upload_its_client_gave_up_is_no_defect_and_not_counted(
     (line,) = [record for record in caplog.records if record.name == "deployments.http.request_log"]
     assert line.status == 499
     assert counted.totals == {}
-
-
-def test_feedback_is_created_once_and_then_a_duplicate(client: TestClient, parts: FakeParts):
-    """201, then 200 with the same id."""
-    first = client.post(FEEDBACK, json=RECORD, headers={"Idempotency-Key": "k"})
-    parts.receipt = Receipt("1-0", duplicate=True, applied=True)
-    again = client.post(FEEDBACK, json=RECORD, headers={"Idempotency-Key": "k"})
-
-    assert (first.status_code, again.status_code) == (201, 200)
-    assert first.json()["feedback_id"] == again.json()["feedback_id"]
-    assert parts.submissions[0].idempotency_key == "k"
-
-
-BAD_FEEDBACK = {
-    "confidence over 1": {"original_confidence": 1.1},
-    "confidence as text": {"original_confidence": "0.5"},
-    "unknown intent": {"correct_intent": "poetry"},
-    "unknown technique": {"correct_techniques": ["magic"]},
-    "too many techniques": {"correct_techniques": ["zero_shot"] * 17},
-    "unknown complexity": {"correct_complexity": "trivial"},
-    "a correction that changes nothing": {"correct_intent": "reasoning"},
-    "a confirmation that changes something": {"feedback_type": "confirmation"},
-    "unknown type": {"feedback_type": "praise"},
-    "no time": {"timestamp": "yesterday"},
-    "surrogate user": {"user_id": "\ud800"},
-}
-
-
-@pytest.mark.parametrize("name", BAD_FEEDBACK)
-def test_bad_feedback_is_422_and_reaches_no_log(client: TestClient, parts: FakeParts, name: str):
-    """What is wrong is named."""
-    answer = client.post(FEEDBACK, content=json.dumps(RECORD | BAD_FEEDBACK[name]))
-
-    assert answer.status_code == 422
-    assert answer.json()["detail"]
-    assert parts.submissions == []
-
-
-def test_feedback_while_the_log_is_away_is_503(client: TestClient, parts: FakeParts):
-    """And worth a retry with the same key."""
-    parts.receipt = Unavailable("the feedback log is away")
-    answer = client.post(FEEDBACK, json=RECORD)
-
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from deployments.core import metrics
 from deployments.core.connection import connect, subscribe
 from deployments.core.errors import DeadlineExceeded, Unavailable
 from deployments.core.feedback_log import FeedbackLog, Submission
+from deployments.core.feedback_reader import FeedbackReader
+from deployments.core.log_store import LogStore
 from deployments.core.prediction_cache import MAX_CORRUPT, MAX_CORRUPT_GROUP, MAX_FAILURES, PredictionCache
 from deployments.core.prediction_store import PAGE, ServerStore
 from deployments.core.purges import CHANNEL
@@ -266,16 +268,17 @@ async def test_a_purge_of_all_leaves_other_programs_keys(store, counted: Countin
 async def test_a_purge_of_all_leaves_the_feedback_log_in_the_same_store(store, counted: CountingMetrics):
     """Entries, counters, idempotency keys and the training cursor."""
     client, predictions = store[1], cache(store[1], counted)
-    log = FeedbackLog(client, timeout_s=2)
+    log_store = LogStore(client, timeout_s=2)
+    log, reader = FeedbackLog(log_store), FeedbackReader(log_store)
     record = {"text": "a", "original_intent": "x", "correct_intent": "y", "feedback_type": "correction"}
-    submission = Submission(record, hashlib.sha256(b"a").hexdigest(), applied=True, idempotency_key="k")
+    submission = Submission(record, hashlib.sha256(b"a").hexdigest(), state="applied", idempotency_key="k")
     (receipt,) = await log.append([submission])
     await client.set("{ig:log}:cursor", "0-0")
-    before, stats = await client.keys(), await log.stats()
+    before, stats = await client.keys(), await reader.stats()
     await predictions.put_many(dict.fromkeys(keys_of(range(10)), prediction()))
 
     assert await predictions.purge_all() == 10
-    assert (sorted(await client.keys()), await log.stats()) == (sorted(before), stats)
+    assert (sorted(await client.keys()), await reader.stats()) == (sorted(before), stats)
     assert [(again.feedback_id, again.duplicate) for again in await log.append([submission])] == [
         (receipt.feedback_id, True)
     ]

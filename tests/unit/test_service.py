@@ -7,25 +7,21 @@ from dataclasses import replace
 import pytest
 
 from deployments.core import metrics
-from deployments.core.contract import FeedbackRecord, PurgeRequest, WarmRequest
+from deployments.core.contract import PurgeRequest, WarmRequest
 from deployments.core.corrections import Correction
 from deployments.core.errors import (
     DeadlineExceeded,
     Forbidden,
     IntentGraphError,
     Internal,
-    InvalidInput,
     Overloaded,
     Unavailable,
 )
-from deployments.core.feedback_log import LogStats, Receipt
 from deployments.core.prediction import Prediction
 from deployments.core.service import Answer, CachePolicy, IntentService
 from deployments.core.settings import Settings
 from deployments.core.text import correction_key
 from tests.unit.fakes import CountingMetrics, FakeParts, artifact, prediction
-
-RECORD = FeedbackRecord(text="a", original_intent="reasoning", correct_intent="translation", original_confidence=0.5)
 
 
 @pytest.fixture
@@ -186,69 +182,6 @@ async def test_scores_are_given_when_asked_for(service: IntentService):
     assert sum(answers.classifications[0]["scores"].values()) == pytest.approx(1)
 
 
-async def test_an_accepted_correction_says_that_it_is_served(
-    service: IntentService, parts: FakeParts, counted: CountingMetrics
-):
-    """The record goes to the log with the correction's key and a key for its retry."""
-    response = await service.submit_feedback(RECORD)
-
-    assert (response.status, response.cache_updated, response.feedback_id) == ("recorded", True, "1-0")
-    assert parts.submissions[0].text_key == correction_key("a")
-    assert parts.submissions[0].applied
-    assert parts.submissions[0].idempotency_key
-    assert counted.total(metrics.FEEDBACK_CORRECTIONS, original_intent="reasoning", correct_intent="translation") == 1
-
-
-async def test_a_duplicate_is_not_counted_as_another_correction(
-    service: IntentService, parts: FakeParts, counted: CountingMetrics
-):
-    """A retry is free."""
-    parts.receipt = Receipt("1-0", duplicate=True, applied=True)
-    response = await service.submit_feedback(RECORD, "key")
-
-    assert response.status == "duplicate"
-    assert counted.total(metrics.FEEDBACK_SUBMISSIONS, feedback_type="correction", status="duplicate") == 1
-    assert counted.total(metrics.FEEDBACK_CORRECTIONS, original_intent="reasoning", correct_intent="translation") == 0
-
-
-@pytest.mark.parametrize(
-    ("settings", "applied"),
-    [({}, True), ({"auth": "open"}, False), ({"auth": "open", "apply_untrusted": True}, True)],
-)
-async def test_a_stranger_changes_nobodys_answers(parts: FakeParts, settings: dict[str, object], applied: bool):
-    """Open to other hosts without keys, corrections are recorded, not applied, unless a setting says so."""
-    service = IntentService(Settings(**settings), artifact(), parts, CountingMetrics())
-    await service.submit_feedback(RECORD)
-
-    assert parts.submissions[0].applied is applied
-
-
-async def test_unknown_labels_are_refused_with_the_known_ones(service: IntentService, counted: CountingMetrics):
-    """The message is the remedy."""
-    record = RECORD.model_copy(update={"correct_intent": "poetry"})
-
-    with pytest.raises(InvalidInput, match=r"'poetry'; known: reasoning, translation"):
-        await service.submit_feedback(record)
-    assert counted.total(metrics.FEEDBACK_SUBMISSIONS, feedback_type="correction", status="rejected") == 1
-
-
-async def test_a_log_that_is_away_is_said_so(service: IntentService, parts: FakeParts, counted: CountingMetrics):
-    """Nothing is acknowledged."""
-    parts.receipt = Unavailable("away")
-
-    with pytest.raises(Unavailable):
-        await service.submit_feedback(RECORD)
-    assert counted.total(metrics.FEEDBACK_SUBMISSIONS, feedback_type="correction", status="unavailable") == 1
-
-
-async def test_agreement_is_confirmations_over_all(service: IntentService, parts: FakeParts):
-    """And unknown while there are none."""
-    assert (await service.feedback_stats()).agreement_rate is None
-    parts.log_stats = LogStats(4, 3, 1, [("reasoning", "translation", 3)], {"reasoning": (3, 1)}, 4)
-
-    assert (await service.feedback_stats()).agreement_rate == 0.25
-
-
 async def test_a_prediction_of_another_model_version_is_answered_and_not_kept(service: IntentService, parts: FakeParts):
     """While an update rolls out, an old model replica may answer a new ingress: never under the new version's key."""
     parts.outcomes["a"] = replace(prediction("a"), model_version="v0")
@@ -277,26 +210,6 @@ async def test_a_correction_from_before_a_change_of_labels_is_not_served(
     assert answers.classifications[0]["intent"] == "reasoning"
 
 
-async def test_with_caching_off_a_receipt_does_not_promise_what_is_not_served(parts: FakeParts):
-    """`cache_updated` says what callers will see."""
-    service = IntentService(Settings(enable_caching=False), artifact(), parts, CountingMetrics())
-    response = await service.submit_feedback(RECORD)
-
-    assert not response.cache_updated
-    assert "not served while caching is off" in response.message
-
-
-async def test_a_retry_under_a_key_drawn_here_is_the_first_submission(
-    service: IntentService, parts: FakeParts, counted: CountingMetrics
-):
-    """The caller sent one record and must not be told of a duplicate."""
-    parts.receipt = Receipt("1-0", duplicate=True, applied=True)
-    response = await service.submit_feedback(RECORD)
-
-    assert response.status == "recorded"
-    assert counted.total(metrics.FEEDBACK_CORRECTIONS, original_intent="reasoning", correct_intent="translation") == 1
-
-
 async def test_a_purged_text_is_computed_again_and_others_are_not(service: IntentService, parts: FakeParts):
     """However it is written: one key is one text."""
     await service.classify(["a", "b"])
@@ -307,17 +220,15 @@ async def test_a_purged_text_is_computed_again_and_others_are_not(service: Inten
     assert answers.cache_states == ["miss", "hit-redis"]
 
 
-async def test_a_purge_of_all_leaves_corrections_and_the_log(service: IntentService, parts: FakeParts):
+async def test_a_purge_of_all_leaves_corrections(service: IntentService, parts: FakeParts):
     """They are people's word, not a cache."""
     parts.corrections[correction_key("a")] = Correction("1-0", "translation", None, None, 0.0)
-    await service.submit_feedback(RECORD)
     await service.classify(["a", "b"])
     purged = await service.purge(PurgeRequest(all=True))
     answers = await service.classify(["a", "b"])
 
     assert purged.deleted == 2
     assert answers.cache_states == ["correction", "miss"]
-    assert len(parts.submissions) == 1
 
 
 @pytest.mark.parametrize("apply_untrusted", [False, True])

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from deployments.core.connection import connect, subscribe
 from deployments.core.corrections import Follower
 from deployments.core.feedback_log import FeedbackLog, Receipt, Submission
+from deployments.core.log_store import LogStore
 from deployments.core.metrics import NoMetrics
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import PredictionStore, open_store
@@ -82,11 +83,11 @@ async def test_the_log_and_who_follows_it_go_on_at_the_new_master(trio: Sentinel
     """Appends fail while there is none, and each that is acknowledged afterwards shows in the overlay."""
     follower = Follower(lambda: connect(trio.url, timeout_s=1), metrics=NoMetrics())
     async with aclosing(connect(trio.url, timeout_s=1)) as client:
-        log = FeedbackLog(client, timeout_s=1)
+        log = FeedbackLog(LogStore(client, timeout_s=1))
         await follower.start(5)
 
         async def recorded(name: str) -> bool:
-            (outcome,) = await log.append([Submission(RECORD, name, applied=True, idempotency_key=name)])
+            (outcome,) = await log.append([Submission(RECORD, name, state="applied", idempotency_key=name)])
             return isinstance(outcome, Receipt)
 
         async def shown(name: str) -> bool:

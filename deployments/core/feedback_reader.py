@@ -1,0 +1,273 @@
+"""The feedback log: what reads it. Pages of records, counts, and the walks over all of it: erasing, recounting.
+
+A walk reads a page at a time and holds nobody up; what is written meanwhile is in it or not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from deployments.core.errors import InvalidInput, NotFound
+from deployments.core.feedback_counts import LogStats, Tally, differences, stats
+from deployments.core.feedback_patterns import Contest, contested
+from deployments.core.log_layout import (
+    COUNTS,
+    CURSOR,
+    DAY_S,
+    FIRST_ID,
+    LOG,
+    PENDING,
+    LogEntry,
+    day_of,
+    from_sortable,
+    is_id,
+    records_key,
+    reviews_key,
+    sortable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    from deployments.core.feedback_log import FeedbackLog
+    from deployments.core.log_store import LogStore
+
+MAX_PAGE_BYTES = 1024 * 1024
+"""Of the records in a page: what crosses between replicas must stay well under gRPC's 4 MiB."""
+COUNTING_ATTEMPTS = 3
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record of the log with what is known of it. `record` is JSON, as submitted."""
+
+    entry: LogEntry
+    record: str
+    state: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As callers see it."""
+        at = datetime.fromtimestamp(self.entry.accepted_at_s, UTC).isoformat(timespec="milliseconds")
+        known = {
+            "feedback_id": self.entry.feedback_id,
+            "accepted_at": at.replace("+00:00", "Z"),
+            "state": self.state,
+            "trusted": self.entry.trusted,
+            "by": self.entry.by,
+            "model_version": json.loads(self.entry.counter)[3],
+        }
+        submitted: dict[str, Any] = json.loads(self.record)
+        return submitted | known
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Records in the order of the log; `next` is the cursor to go on from, None at its end."""
+
+    records: list[StoredRecord]
+    next: str | None
+
+
+class FeedbackReader:
+    """Reads the log. Every call raises `Unavailable` when the store does not answer."""
+
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
+
+    async def page(self, after: str, limit: int, state: str | None = None) -> Page:
+        """Up to `limit` records after the cursor `after`, of one state if that is given.
+
+        A page may hold fewer, even none, where more follow: long records, entries that are no records, other states.
+        Raises InvalidInput for what is no cursor.
+        """
+        _require_id(after)
+        entries, last = await (self._waiting(after, limit) if state == "pending" else self._next(after, limit))
+        records, cut_at = _fitting(await self._records([entry for entry in entries if entry.kind == "feedback"]))
+        return Page([record for record in records if state in (None, record.state)], cut_at or last)
+
+    async def _next(self, after: str, limit: int) -> tuple[list[LogEntry], str | None]:
+        """The next entries, and the cursor to go on from if there may be more."""
+        entries = await self._store.entries(f"({after}", count=limit)
+        return entries, entries[-1].entry_id if len(entries) == limit else None
+
+    async def _waiting(self, after: str, limit: int) -> tuple[list[LogEntry], str | None]:
+        """The same of those that wait for approval, from their index."""
+        client = self._store.client
+        members: Any = await self._store.ask(client.zrangebylex(PENDING, f"({sortable(after)}", "+", 0, limit))
+        if not members:
+            return [], None
+        ids = [from_sortable(member.decode()) for member in members]
+        pipeline = client.pipeline(transaction=True)
+        for entry_id in ids:
+            pipeline.xrange(LOG, entry_id, entry_id)
+        found = await self._store.ask(pipeline.execute())
+        return [LogEntry.parse(*each) for entries in found for each in entries], ids[-1] if len(ids) == limit else None
+
+    async def _records(self, entries: Sequence[LogEntry]) -> list[StoredRecord]:
+        """The records of entries, in their order; one that was deleted meanwhile is left out."""
+        if not entries:
+            return []
+        days: dict[int, list[LogEntry]] = defaultdict(list)
+        for entry in entries:
+            days[day_of(entry.entry_id)].append(entry)
+        pipeline = self._store.client.pipeline(transaction=True)
+        for day, of_day in days.items():
+            ids = [entry.entry_id for entry in of_day]
+            pipeline.hmget(records_key(day), ids)
+            pipeline.hmget(reviews_key(day), ids)
+        replies = iter(await self._store.ask(pipeline.execute()))
+        return [
+            StoredRecord(entry, record.decode(), review.decode() if review else entry.state)
+            for of_day in days.values()
+            for entry, record, review in zip(of_day, next(replies), next(replies), strict=True)
+            if record is not None
+        ]
+
+    async def stats(self) -> LogStats:
+        """Count the retained log, exact as of one moment.
+
+        Costs one round trip; with a training cursor, also the entries after it on its own day.
+        """
+        pipeline = self._store.client.pipeline(transaction=True)
+        pipeline.hgetall(COUNTS)
+        pipeline.get(CURSOR)
+        pipeline.xrevrange(LOG, count=1)
+        counts, cursor, newest = await self._store.ask(pipeline.execute())
+        tallies = _tallies(counts)
+        newest_id = newest[0][0].decode() if newest else FIRST_ID
+        return stats(tallies, await self._pending(tallies, cursor, newest_id))
+
+    async def _pending(self, tallies: Sequence[Tally], cursor: bytes | None, newest_id: str) -> int:
+        """Count what came after the cursor: later days by their counters, the cursor's own day entry by entry."""
+        if cursor is None:
+            return sum(tally.count for tally in tallies)
+        day = day_of(cursor.decode())
+        later = sum(tally.count for tally in tallies if tally.day > day)
+        last = newest_id if day_of(newest_id) == day else str((day + 1) * DAY_S * 1000 - 1)
+        pages = self._store.all_entries(cursor.decode(), last)
+        return later + sum([_feedbacks(page) async for page in pages])
+
+    async def tallies(self) -> list[Tally]:
+        """The counters."""
+        counts: Any = await self._store.ask(self._store.client.hgetall(COUNTS))
+        return _tallies(counts)
+
+    async def acknowledge(self, feedback_id: str) -> None:
+        """Move the training cursor to an entry: what came up to it was trained on, and `0-0` is nothing.
+
+        Raises InvalidInput for what is no id, NotFound for one that the log has not come to.
+        """
+        _require_id(feedback_id)
+        newest = await self._store.newest_id() or FIRST_ID
+        if sortable(feedback_id) > sortable(newest):
+            raise NotFound(f"the log has not come to {feedback_id}; its last entry is {newest}")
+        await self._store.require_durable()
+        await self._store.ask(self._store.client.set(CURSOR, feedback_id))
+
+    async def records(self, entries: AsyncIterator[list[LogEntry]]) -> AsyncIterator[StoredRecord]:
+        """The records among pages of entries."""
+        async for page in entries:
+            for record in await self._records([entry for entry in page if entry.kind == "feedback"]):
+                yield record
+
+    async def erase(self, log: FeedbackLog, user_id: str, *, by: str = "") -> int:
+        """Delete every record of a user that is in the log now; give how many. Broken off, it may be asked again."""
+        last = await self._store.newest_id()
+        if last is None:
+            return 0
+        named = json.dumps(user_id, ensure_ascii=False)
+        deleted = 0
+        async for stored in self.records(self._store.all_entries(FIRST_ID, last)):
+            if named in stored.record and json.loads(stored.record).get("user_id") == user_id:
+                deleted += await _deleted(log, stored.entry.feedback_id, by)
+        return deleted
+
+    async def contested(self, limit: int) -> list[tuple[Contest, str]]:
+        """Texts that were corrected back and forth, each with its text, the most turns first. Walks the whole log."""
+        contests: dict[str, Contest] = defaultdict(Contest)
+        async for page in self._store.all_entries(FIRST_ID):
+            for entry in page:
+                if entry.kind == "feedback" and entry.correction:
+                    contests[entry.text_key].feedback_ids.append(entry.entry_id)
+                    contests[entry.text_key].intents.append(json.loads(entry.correction)["intent"])
+        found = contested(contests.values(), limit)
+        return [(each, text) for each in found if (text := await self._text(each.feedback_ids[-1])) is not None]
+
+    async def _text(self, feedback_id: str) -> str | None:
+        record = await self._store.ask(self._store.client.hget(records_key(day_of(feedback_id)), feedback_id))
+        return str(json.loads(record)["text"]) if record else None
+
+    async def recount(self) -> dict[str, tuple[int, int]]:
+        """Hold the counters against the log, and put right those that differ; give what each said and should say.
+
+        What is deleted while it counts would look like a difference: then it counts again, and at last gives up.
+        """
+        for _ in range(COUNTING_ATTEMPTS):
+            counted, last, removed = await self._snapshot()
+            recounted: Counter[str] = Counter()
+            async for page in self._store.all_entries(FIRST_ID, last):
+                recounted.update(f"{day_of(e.entry_id)}:{e.counter}" for e in page if e.kind == "feedback")
+            if removed == (await self._snapshot())[2]:
+                return await self._repair(differences(counted, recounted))
+        _logger.warning("the feedback log was not recounted: records are being deleted")
+        return {}
+
+    async def _snapshot(self) -> tuple[dict[str, int], str, int]:
+        """The counters, the last entry's id, and how many entries were ever removed: all as of one moment."""
+        pipeline = self._store.client.pipeline(transaction=True)
+        pipeline.hgetall(COUNTS)
+        pipeline.xrevrange(LOG, count=1)
+        pipeline.xinfo_stream(LOG)  # an error if there is no log yet
+        counts, newest, about = await self._store.ask(pipeline.execute(raise_on_error=False))
+        counted = {name.decode(): int(count) for name, count in counts.items()}
+        if not newest:
+            return counted, FIRST_ID, 0
+        return counted, newest[0][0].decode(), about["entries-added"] - about["length"]
+
+    async def _repair(self, wrong: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        for counter, (says, should) in wrong.items():
+            arguments = counter, str(says), str(should)
+            repaired = await self._store.run("repair_feedback_count.lua", (COUNTS,), arguments)
+            done = "put right" if repaired else "left, since it was counted meanwhile; it is looked at again at a start"
+            _logger.error("counter %s of the feedback log said %d instead of %d: %s", counter, says, should, done)
+        return dict(wrong)
+
+
+async def _deleted(log: FeedbackLog, feedback_id: str, by: str) -> int:
+    try:
+        await log.delete(feedback_id, by=by)
+    except NotFound:  # by somebody else
+        return 0
+    return 1
+
+
+def _fitting(records: Sequence[StoredRecord]) -> tuple[list[StoredRecord], str | None]:
+    """As many as fit a page, one at least, and the id of the last of them if there are more."""
+    fitting: list[StoredRecord] = []
+    size = 0
+    for stored in records:
+        size += len(stored.record.encode())
+        if fitting and size > MAX_PAGE_BYTES:
+            return fitting, fitting[-1].entry.entry_id
+        fitting.append(stored)
+    return fitting, None
+
+
+def _tallies(counts: Mapping[bytes, bytes]) -> list[Tally]:
+    return [Tally.parse(field, count) for field, count in counts.items()]
+
+
+def _feedbacks(entries: Iterable[LogEntry]) -> int:
+    return sum(entry.kind == "feedback" for entry in entries)
+
+
+def _require_id(cursor: str) -> None:
+    if not is_id(cursor):
+        raise InvalidInput(f"{cursor[:64]!r} is no cursor; send the `next` of a page, or a feedback id")

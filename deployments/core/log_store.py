@@ -1,0 +1,152 @@
+"""Round trips to the feedback log's store: each in bounded time, each failure an `Unavailable`; what that store keeps.
+
+What is written and read there is `feedback_log`'s and `feedback_reader`'s; how it lies there is `log_layout`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from importlib import resources
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from deployments.core.errors import StoreRefused, Unavailable
+from deployments.core.log_layout import LOG, LogEntry, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+
+    from redis.asyncio import Redis
+
+PAGE = 1000
+"""Entries of one round trip: some 400 kB, some 5 ms of the store's time."""
+
+_REQUIRED = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",  # `yes` suspends `always` while the file is rewritten
+    "maxmemory-policy": "noeviction",
+}
+
+_logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class LogStore:
+    """The log's store.
+
+    Args:
+        client: a client that answers in bytes (`decode_responses=False`). It should not retry by itself: a retry within
+            the client is safe, but is reported as a duplicate.
+        timeout_s: bound of each round trip.
+        unsafe: take a store also if it may lose what it acknowledges.
+    """
+
+    def __init__(self, client: Redis, *, timeout_s: float, unsafe: bool = False) -> None:
+        self.client = client
+        self.timeout_s = timeout_s
+        self._unsafe = unsafe
+        self._known_durable = False
+
+    async def ask(self, request: Awaitable[_T], *, let_through: type[Exception] | tuple[()] = ()) -> _T:
+        """Await one round trip in bounded time; turn the store's failures, but `let_through`, into `Unavailable`."""
+        from redis.exceptions import RedisError
+
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await request
+        except let_through:
+            raise
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            raise Unavailable(f"the feedback log does not answer ({type(error).__name__})") from error
+
+    async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> Any:
+        """Run a script that writes, on a store that keeps what it acknowledges. Raises `Unavailable`."""
+        try:
+            await self.require_durable()
+        except StoreRefused as refusal:
+            raise Unavailable(str(refusal)) from None
+        return await self.ask(self.client.eval(source(script), len(keys), *keys, *arguments))
+
+    async def entries(self, first: str, last: str = "+", *, count: int = PAGE) -> list[LogEntry]:
+        """The first `count` entries from `first` to `last`; `(` before an id leaves it out. Raises `Unavailable`."""
+        page: Any = await self.ask(self.client.xrange(LOG, min=first, max=last, count=count))
+        return [LogEntry.parse(entry_id, fields) for entry_id, fields in page]
+
+    async def all_entries(self, after: str, last: str = "+") -> AsyncIterator[list[LogEntry]]:
+        """Every entry after `after` up to `last`, a page at a time, in order. Raises `Unavailable`."""
+        while page := await self.entries(f"({after}", last):
+            yield page
+            after = page[-1].entry_id
+
+    async def newest_id(self) -> str | None:
+        """The id of the last entry; None of an empty log. Raises `Unavailable`."""
+        newest: Any = await self.ask(self.client.xrevrange(LOG, count=1))
+        return newest[0][0].decode() if newest else None
+
+    async def now_s(self) -> float:
+        """The store's time, seconds since 1970. Raises `Unavailable`."""
+        return seconds(await self.ask(self.client.time()))
+
+    def doubt(self) -> None:
+        """Have the store checked again before the next write: another server may have taken its place."""
+        self._known_durable = False
+
+    async def require_durable(self) -> None:
+        """Check the store before its first acknowledgement, and again after a doubt.
+
+        Raises `StoreRefused`, unless `unsafe`, and `Unavailable`.
+        """
+        if self._known_durable:
+            return
+        try:
+            await self.check_durability()
+        except StoreRefused as refusal:
+            if not self._unsafe:
+                raise
+            _logger.warning("feedback may be lost: %s", refusal)
+        self._known_durable = True
+
+    async def check_durability(self) -> None:
+        """Raise `StoreRefused` unless the store keeps what it acknowledges; the message names each setting to change.
+
+        Where the server does not show its settings (managed services forbid CONFIG), what INFO tells is checked and a
+        warning names the rest. Raises `Unavailable` if the store is away.
+        """
+        found = await self._settings()
+        wrong = [
+            f"`{name} {wanted}` (it is {found[name]})"
+            for name, wanted in _REQUIRED.items()
+            if name in found and found[name] != wanted
+        ]
+        if wrong:
+            raise StoreRefused(
+                f"the feedback store would lose acknowledged records; set {', '.join(wrong)} on it, or go on all the "
+                "same with `unsafe_feedback: true` (`intents up --unsafe-feedback`)"
+            )
+        unseen = [f"`{name} {wanted}`" for name, wanted in _REQUIRED.items() if name not in found]
+        if unseen:
+            _logger.warning("the feedback store hides its settings; make sure of %s", ", ".join(unseen))
+
+    async def _settings(self) -> Mapping[str, str]:
+        from redis.exceptions import ResponseError
+
+        try:
+            shown = await self.ask(self.client.config_get(*_REQUIRED), let_through=ResponseError)
+        except ResponseError:
+            return await self._settings_from_info()
+        return {str(name): str(value) for name, value in shown.items()}
+
+    async def _settings_from_info(self) -> Mapping[str, str]:
+        from redis.exceptions import ResponseError
+
+        try:
+            info = await self.ask(self.client.info(), let_through=ResponseError)
+        except ResponseError:
+            return {}
+        return {"appendonly": "yes" if info["aof_enabled"] else "no", "maxmemory-policy": str(info["maxmemory_policy"])}
+
+
+def source(script: str) -> str:
+    """The text of a script beside this module."""
+    return resources.files("deployments.core").joinpath(script).read_text(encoding="utf-8")
