@@ -13,6 +13,7 @@ from deployments.core.feedback_counts import LogStats, Tally
 from deployments.core.feedback_log import FeedbackLog, Receipt, Submission, Verdict
 from deployments.core.feedback_patterns import Contest
 from deployments.core.feedback_reader import FeedbackReader, Page
+from deployments.core.log_layout import LOG
 from deployments.core.log_store import LogStore
 from deployments.core.settings import Settings
 from deployments.logs import configure_logging
@@ -28,7 +29,7 @@ class Feedback:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Serve awaits it
         configure_logging(settings.log_level)
         timeout_s = settings.feedback_timeout_s
-        client = connect(settings.feedback_url, timeout_s=timeout_s)
+        client = connect(settings.feedback_url, timeout_s=timeout_s, key=LOG)
         self._store = LogStore(client, timeout_s=timeout_s, unsafe=settings.unsafe_feedback)
         self._log = FeedbackLog(self._store, retention_days=settings.feedback_retention_days)
         self._reader = FeedbackReader(self._store)

@@ -20,6 +20,7 @@ from deployments.core.contract import BatchRequest, ClassifyRequest, FeedbackRec
 from deployments.core.corrections import Follower
 from deployments.core.errors import BadRequest, DeadlineExceeded, IntentGraphError, Internal, InvalidInput
 from deployments.core.feedback import FeedbackService
+from deployments.core.log_layout import LOG
 from deployments.core.parsing import parse
 from deployments.core.purges import CHANNEL, PurgeFollower
 from deployments.core.service import IntentService
@@ -51,7 +52,7 @@ class Ingress:
         recorder = RayMetrics()
         self._settings = settings
         self._follower = Follower(
-            lambda: connect(settings.feedback_url, timeout_s=FOLLOW_TIMEOUT_S),
+            lambda: connect(settings.feedback_url, timeout_s=FOLLOW_TIMEOUT_S, key=LOG),
             timeout_s=FOLLOW_TIMEOUT_S,
             ttl_s=settings.correction_ttl_s,
             max_corrections=settings.max_corrections,

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from deployments.core.errors import StartupError
-from deployments.core.sentinel import Sentinels, master_pool
+from deployments.core.masters import ClusterNodes, Sentinels, master_pool
 from deployments.core.store_url import Address, StoreUrl
 
 if TYPE_CHECKING:
@@ -16,25 +16,28 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 
-def connect(url: str, *, timeout_s: float, max_connections: int = 8) -> "Redis":
-    """A client of one server, or of Sentinel's current master, that connects on first use.
+def connect(url: str, *, timeout_s: float, max_connections: int = 8, key: str | None = None) -> "Redis":
+    """A client of one server, or of the current master that Sentinel names, that connects on first use.
 
-    No reply is waited for longer than `timeout_s`. The pool blocks when its connections are busy instead of raising.
-    Retrying is the caller's: only it knows whether the operation may run twice.
+    With a `key`, also of Redis Cluster: of the master that has the key's slot, and so for that slot alone. No reply is
+    waited for longer than `timeout_s`. The pool blocks when its connections are busy instead of raising. Retrying is
+    the caller's: only it knows whether the operation may run twice.
 
     Raises:
-        StartupError: the URL is malformed, or Redis Cluster's, which takes `connect_cluster`.
+        StartupError: the URL is malformed, or Redis Cluster's and there is no `key`.
     """
     from redis.asyncio import Redis
 
     store = StoreUrl.parse(url)
-    if store.kind == "cluster":
-        raise StartupError("one server or Sentinel is needed here, not Redis Cluster")
     if store.kind == "server":
         return _server(store, store.nodes[0] if store.nodes else None, store.options, timeout_s, max_connections)
-    asked = [_server(store, node, store.sentinel_options, timeout_s, max_connections) for node in store.nodes]
+    if store.kind == "cluster" and key is None:
+        raise StartupError("one server or Sentinel is needed here, not Redis Cluster")
+    own = store.options if store.kind == "cluster" else store.sentinel_options
+    asked = [_server(store, node, own, timeout_s, max_connections) for node in store.nodes]
+    guides, name = (ClusterNodes(asked), key or "") if store.kind == "cluster" else (Sentinels(asked), store.service)
     bounds = {"timeout": timeout_s} | _bounds(timeout_s, max_connections)
-    return Redis.from_pool(master_pool(Sentinels(asked), store.service, tls=store.tls, **store.options, **bounds))
+    return Redis.from_pool(master_pool(guides, name, tls=store.tls, **store.options, **bounds))
 
 
 def connect_cluster(url: str, *, timeout_s: float, max_connections: int = 8) -> "RedisCluster":

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     redis_password: SecretStr | None = Field(None, description="Prediction store's password, with `redis_host`.")
     feedback_redis_url: SecretStr | None = Field(
         None,
-        description="The feedback log's store, one server or Sentinel; the prediction store's URL when absent.",
+        description="The feedback log's store; the prediction store's URL when absent.",
     )
 
     # Cache
@@ -167,16 +167,10 @@ class Settings(BaseSettings):
         """Refuse to start without stores, or with a URL that names none.
 
         Raises:
-            StartupError: neither `redis_url` nor `redis_host` is set, a URL is malformed, or the feedback log's names
-                Redis Cluster.
+            StartupError: neither `redis_url` nor `redis_host` is set, or a URL is malformed.
         """
         _parsed("REDIS_URL" if self.redis_url else "redis_host", self.predictions_url)
-        log = _parsed("FEEDBACK_REDIS_URL", self.feedback_url)
-        if log.kind == "cluster":
-            raise StartupError(
-                "the feedback log cannot be kept on Redis Cluster; set FEEDBACK_REDIS_URL to one server (redis://) or "
-                "to Sentinel (redis+sentinel://)"
-            )
+        _parsed("FEEDBACK_REDIS_URL", self.feedback_url)
 
     @property
     def artifact_folder(self) -> Path:

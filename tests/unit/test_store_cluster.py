@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
 from redis.exceptions import RedisError
 
 from deployments.core import metrics
-from deployments.core.connection import connect_cluster, subscribe
+from deployments.core.connection import connect, connect_cluster, subscribe
+from deployments.core.corrections import Follower
+from deployments.core.feedback_log import FeedbackLog, Receipt
+from deployments.core.feedback_reader import FeedbackReader
+from deployments.core.log_layout import FIRST_ID, LOG
+from deployments.core.log_store import LogStore
 from deployments.core.metrics import NoMetrics
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import PAGE, ClusterStore, PredictionStore, open_store
 from deployments.core.text import prediction_key
 from tests.unit.conftest import free_port
 from tests.unit.fakes import CountingMetrics, prediction
+from tests.unit.feedback_rows import submission
 from tests.unit.stores import Cluster, becomes_true, until
 
 if TYPE_CHECKING:
@@ -153,6 +160,50 @@ async def test_after_the_loss_of_a_primary_its_replica_is_found(store: Predictio
     assert cluster.primary_of(KEYS[0]) == replica
     assert took_s < 8  # some 2 s of them are the cluster's own, longer where the processor is busy
     assert after_s < 1
+
+
+async def test_the_log_lies_in_one_slot_and_follows_it(cluster: Cluster):
+    """Every script, page and follower; after the primary's loss the replica takes what is sent again, once."""
+    for client in cluster.clients:
+        client.config_set("appendfsync", "always")
+        client.config_set("appendonly", "yes")
+    follower = Follower(lambda: connect(cluster.url, timeout_s=1, key=LOG), metrics=NoMetrics())
+    async with aclosing(connect(cluster.url, timeout_s=1, key=LOG)) as client:
+        log_store = LogStore(client, timeout_s=1)
+        log, reader = FeedbackLog(log_store), FeedbackReader(log_store)
+        await follower.start(5)
+
+        async def recorded(key: str, **given: object) -> bool:
+            (outcome,) = await log.append([submission(key, **given)])
+            return isinstance(outcome, Receipt)
+
+        await recorded("1", text="one")
+        await recorded("2", text="two", state="pending", user_id="ann")
+        await recorded("3", text="three", state="pending")
+        (first, second, third) = (await reader.page(FIRST_ID, 10)).records
+        await log.review(second.entry.feedback_id, "approved")
+        await log.delete(third.entry.feedback_id)
+        erased = await reader.erase(log, "ann")
+        trimmed = await log.trim(await log_store.now_s())
+        await becomes_true(lambda: _is(follower.held == 1))
+        lost = cluster.primary_of(LOG)
+        await asyncio.to_thread(until, lambda: cluster.clients[lost].wait(1, 500) == 1, "never replicated")
+        cluster.nodes[lost].kill()
+        away = await recorded("4")
+        took_s = await becomes_true(lambda: recorded("4"))
+        await becomes_true(lambda: _is(follower.connected and follower.held == 2))
+        left = (await reader.page(FIRST_ID, 10)).records
+        await follower.close()
+    await asyncio.to_thread(cluster.nodes[lost].start)
+    await asyncio.to_thread(until, cluster.whole, "never whole again")
+
+    assert (erased, trimmed, away) == (1, 0, False)
+    assert [record.entry.feedback_id for record in left[:-1]] == [first.entry.feedback_id]
+    assert took_s < 8
+
+
+async def _is(value: bool) -> bool:
+    return value
 
 
 async def test_where_no_known_node_answers_those_of_the_url_are_asked(cluster: Cluster):

@@ -14,10 +14,10 @@ from deployments.core.connection import connect, subscribe
 from deployments.core.corrections import Follower
 from deployments.core.feedback_log import FeedbackLog, Receipt, Submission
 from deployments.core.log_store import LogStore
+from deployments.core.masters import Sentinels, master_pool
 from deployments.core.metrics import NoMetrics
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import PredictionStore, open_store
-from deployments.core.sentinel import Sentinels, master_pool
 from tests.unit.conftest import DURABLE, StartValkey, ValkeyServer
 from tests.unit.fakes import prediction
 from tests.unit.stores import SERVICE, SentinelTrio, becomes_true, client_of, until

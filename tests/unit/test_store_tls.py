@@ -23,10 +23,10 @@ from redis import Redis as RedisNow
 from redis.asyncio import Redis
 
 from deployments.core.connection import subscribe
+from deployments.core.masters import Sentinels, master_pool
 from deployments.core.metrics import NoMetrics
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import open_store
-from deployments.core.sentinel import Sentinels, master_pool
 from tests.unit.conftest import ValkeyServer, free_port
 from tests.unit.fakes import prediction
 from tests.unit.stores import until
