@@ -5,8 +5,9 @@ One replica suffices, but nothing depends on there being one: each record is one
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
+from deployments.core import metrics
 from deployments.core.connection import connect
 from deployments.core.errors import IntentGraphError
 from deployments.core.feedback_counts import LogStats, Tally
@@ -17,8 +18,10 @@ from deployments.core.log_layout import LOG
 from deployments.core.log_store import LogStore
 from deployments.core.settings import Settings
 from deployments.logs import configure_logging
+from deployments.runtime import RayMetrics
 
 TRIM_PERIOD_S = 3600.0
+TELL_PERIOD_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -37,20 +40,22 @@ class Feedback:
             await self._store.require_durable()  # a store that is away is asked before its first acknowledgement
         except IntentGraphError as error:
             logger.warning("the feedback log is away: %s", error.detail)
-        self._upkeep = asyncio.create_task(self._keep_in_order())
+        self._metrics = RayMetrics()
+        self._upkeep = [
+            asyncio.create_task(_every(TELL_PERIOD_S, self._tell_waiting)),
+            asyncio.create_task(_every(TRIM_PERIOD_S, self._keep_in_order)),
+        ]
+        self._recounted = False
 
     async def _keep_in_order(self) -> None:
-        """Hold the counters against the log once, and the log at its length for ever."""
-        recounted = False
-        while True:
-            try:
-                if not recounted:
-                    await self._reader.recount()
-                    recounted = True
-                await self._log.trim(await self._store.now_s())
-            except IntentGraphError as error:
-                logger.warning("the feedback log could not be put in order: %s", error.detail)
-            await asyncio.sleep(TRIM_PERIOD_S)
+        """Hold the counters against the log, once; hold the log at its length."""
+        if not self._recounted:
+            self._metrics.record(metrics.FEEDBACK_MISCOUNTED, len(await self._reader.recount()))
+            self._recounted = True
+        await self._log.trim(await self._store.now_s())
+
+    async def _tell_waiting(self) -> None:
+        self._metrics.record(metrics.FEEDBACK_WAITING, await self._reader.waiting())
 
     async def append(self, submissions: Sequence[Submission]) -> list[Receipt | IntentGraphError]:
         """Write records; a receipt means that record is on disk."""
@@ -88,3 +93,17 @@ class Feedback:
         """Whether the log's store answers."""
         await self._store.now_s()
         return True
+
+
+async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do some work again and again; what goes wrong is logged, once until it goes right again."""
+    failed = False
+    while True:
+        try:
+            await work()
+            failed = False
+        except IntentGraphError as error:
+            if not failed:
+                logger.warning("the feedback log could not be looked after: %s", error.detail)
+            failed = True
+        await asyncio.sleep(period_s)

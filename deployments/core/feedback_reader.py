@@ -171,6 +171,10 @@ class FeedbackReader:
         await self._store.require_durable()
         await self._store.ask(self._store.client.set(CURSOR, feedback_id))
 
+    async def waiting(self) -> int:
+        """How many corrections wait for approval."""
+        return int(await self._store.ask(self._store.client.zcard(PENDING)))
+
     async def records(self, entries: AsyncIterator[list[LogEntry]]) -> AsyncIterator[StoredRecord]:
         """The records among pages of entries."""
         async for page in entries:

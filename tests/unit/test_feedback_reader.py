@@ -224,3 +224,10 @@ async def test_texts_that_are_corrected_back_and_forth_are_shown(log: FeedbackLo
     found = await reader.contested(10)
     assert [(text, contest.turns) for contest, text in found] == [("often", 3), ("once", 1)]
     assert len(await reader.contested(1)) == 1
+
+
+async def test_what_waits_is_counted(log: FeedbackLog, reader: FeedbackReader) -> None:
+    receipts = await log.append([submission(str(n), state="pending") for n in range(3)])
+    await log.review(receipts[0].feedback_id, "approved")
+
+    assert await reader.waiting() == 2
