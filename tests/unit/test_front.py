@@ -206,6 +206,23 @@ async def test_a_body_in_parts_reaches_the_application_whole(
     assert sent[0]["status"] == status
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"), [(b"r-1", b"r-1"), ("\N{SNOWMAN}".encode(), "\N{SNOWMAN}".encode()), (b"\xe9", "é".encode())]
+)
+async def test_every_header_that_reaches_serve_is_utf8(sent: bytes, read: bytes):
+    """Serve's own reading of them fails on anything else, with a 500 that nobody of ours sees."""
+    reached: list[Scope] = []
+
+    async def serve(scope: Scope, _receive: Receive, _send: Send) -> None:
+        reached.append(scope)
+
+    (middleware,) = middlewares()
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [(b"x-request-id", sent)]}
+    await middleware.cls(serve)(scope, None, None)
+
+    assert reached[0]["headers"] == [(b"x-request-id", read)]
+
+
 def test_a_process_without_an_ingress_replica_answers_as_ever(replica: Replica):
     """Such as the one of a proxy, or of another application's replica."""
     (middleware,) = middlewares()
