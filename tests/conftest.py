@@ -7,6 +7,12 @@ import pytest
 from tests.service import Service
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much `tests.fuzz` sends."""
+    parser.addoption("--fuzz-bodies", type=int, default=1000, help="bodies that the fuzz tests send in all")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="what they are drawn by")
+
+
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`intents up` with two ingress replicas and stores of its own; the last test of all stops it."""
