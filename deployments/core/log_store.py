@@ -58,6 +58,7 @@ class LogStore:
         except let_through:
             raise
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            self.doubt()
             raise Unavailable(f"the feedback log does not answer ({type(error).__name__})") from error
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> Any:

@@ -106,6 +106,22 @@ async def test_a_store_replaced_by_one_that_loses_records_acknowledges_none(valk
     assert isinstance(second, Unavailable)
 
 
+async def test_nothing_is_deleted_on_a_store_that_came_back_as_one_that_loses_it(valkey_server: StartValkey) -> None:
+    server = valkey_server()
+    async with aclosing(connect(server.url, timeout_s=2)) as client:
+        log = FeedbackLog(LogStore(client, timeout_s=2))
+        [receipt] = await log.append([submission()])
+        server.kill()
+        with pytest.raises(Unavailable):
+            await log.delete(receipt.feedback_id)
+        server.start()
+        await client.config_set("appendfsync", "everysec")
+
+        with pytest.raises(Unavailable, match="appendfsync always"):
+            await log.delete(receipt.feedback_id)
+    server.kill()
+
+
 async def test_an_unsafe_log_takes_any_store_and_says_so(
     valkey_server: StartValkey, caplog: pytest.LogCaptureFixture
 ) -> None:
