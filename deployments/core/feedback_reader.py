@@ -217,7 +217,7 @@ class FeedbackReader:
             counted, last, removed = await self._snapshot()
             recounted: Counter[str] = Counter()
             async for page in self._store.all_entries(FIRST_ID, last):
-                recounted.update(f"{day_of(e.entry_id)}:{e.counter}" for e in page if e.kind == "feedback")
+                recounted.update(f"{day_of(entry.entry_id)}:{entry.counter}" for entry in page if entry.counter)
             if removed == (await self._snapshot())[2]:
                 return await self._repair(differences(counted, recounted))
         _logger.warning("the feedback log was not recounted: records are being deleted")
