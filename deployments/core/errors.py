@@ -3,14 +3,15 @@
     IntentGraphError
     ├── BadRequest            400  malformed JSON or UTF-8
     │   └── TooLarge          413  body over its limit
-    ├── Forbidden             403  more than the settings allow this caller
+    ├── Unauthorized          401  no API key, or none that is in force
+    ├── Forbidden             403  more than this caller may, or the settings allow
     ├── InvalidInput          422  well-formed, but not what the contract takes
     │   └── KeyConflict       422  an idempotency key seen before with another body
     ├── NotFound              404  no such path or record
     │   └── MethodNotAllowed  405  the path exists, the method does not
     ├── Conflict              409  the record is not in the state that this needs
     ├── Gone                  410  the record that was sent with this idempotency key is deleted
-    ├── Overloaded            429  a bounded queue is full; retry after a while
+    ├── Overloaded            429  a bounded queue is full, or the caller too fast; retry after a while
     ├── Unavailable           503  a needed part is away; retry after a while
     │   └── DeadlineExceeded  503  the answer did not come within the request's time
     └── Internal              500  a defect; the log has its stack
@@ -69,8 +70,21 @@ class TooLarge(BadRequest):
     title = "Body too large"
 
 
+class Unauthorized(IntentGraphError):
+    """No API key, or none that is in force; `sent` says whether there was one."""
+
+    status = 401
+    slug = "unauthorized"
+    title = "API key needed"
+
+    def __init__(self, detail: str = "", *, sent: bool = False) -> None:
+        """Keep the message, which never repeats what was sent, and whether a key was."""
+        super().__init__(detail)
+        self.sent = sent
+
+
 class Forbidden(IntentGraphError):
-    """More than the settings allow this caller; sent again it is refused again."""
+    """More than this caller may, or than the settings allow; sent again it is refused again."""
 
     status = 403
     slug = "forbidden"
@@ -135,7 +149,7 @@ class Gone(IntentGraphError):
 
 
 class Overloaded(IntentGraphError):
-    """A bounded queue is full."""
+    """More than a bounded queue holds, or than the caller's rate allows."""
 
     status = 429
     slug = "overloaded"
