@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from deployments.core.access import Callers, WithoutKeys
 from deployments.core.artifact import Artifact
 from deployments.core.classification import to_json
 from deployments.core.connection import connect, subscribe
@@ -20,11 +21,13 @@ from deployments.core.contract import BatchRequest, ClassifyRequest, FeedbackRec
 from deployments.core.corrections import Follower
 from deployments.core.errors import BadRequest, DeadlineExceeded, IntentGraphError, Internal, InvalidInput
 from deployments.core.feedback import FeedbackService
+from deployments.core.key_ring import KeyRing
 from deployments.core.log_layout import LOG
 from deployments.core.parsing import parse
 from deployments.core.purges import CHANNEL, PurgeFollower
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
+from deployments.http.admission import Admission
 from deployments.http.app import API, build_app
 from deployments.http.front import Front, install
 from deployments.http.request_log import RequestLog
@@ -51,6 +54,7 @@ class Ingress:
         configure_logging(settings.log_level)
         recorder = RayMetrics()
         self._settings = settings
+        self._admission = Admission(_callers(settings))
         self._follower = Follower(
             lambda: connect(settings.feedback_url, timeout_s=FOLLOW_TIMEOUT_S, key=LOG),
             timeout_s=FOLLOW_TIMEOUT_S,
@@ -73,8 +77,9 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The HTTP application; Serve asks for it once the replica is constructed."""
         log = RequestLog(request_lines(), log_texts=self._settings.log_texts)
-        install(Front(f"{API}/classify", self._service, log, looks_up=self._settings.enable_caching))
-        return build_app(self._settings, self._service, self._feedback, self._parts, log)
+        looks_up = self._settings.enable_caching
+        install(Front(f"{API}/classify", self._service, log, self._admission, looks_up=looks_up))
+        return build_app(self._settings, self._service, self._feedback, self._parts, log, self._admission)
 
     async def classify(self, text: str) -> dict[str, Any]:
         """The classification of one text, as the HTTP body has it.
@@ -115,6 +120,15 @@ class Ingress:
         except IntentGraphError:
             self._service.refuse()
             raise
+
+
+def _callers(settings: Settings) -> Callers:
+    """Who HTTP requests are from. Raises StartupError when the keys file cannot be read."""
+    if settings.api_keys_file is None:
+        return WithoutKeys(settings.keyless_caller)
+    keys = KeyRing(settings.api_keys_file)
+    keys.follow()
+    return keys
 
 
 def _valid(model: type[M], value: object) -> M:

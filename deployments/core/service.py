@@ -347,11 +347,8 @@ class IntentService:
         expire. `all` deletes every version's. A prediction computed before the purge may be kept just after it.
 
         Raises:
-            Forbidden: anybody may call this service (403).
             Unavailable: the prediction store did not do it, or not all of it (503); it may be asked again.
         """
-        if not self._settings.callers_trusted:
-            raise Forbidden("anybody may call this service (`auth: open`), so nobody may empty its cache")
         try:
             async with _deadline(self._settings.request_timeout_s):
                 if request.texts is None:
@@ -367,8 +364,8 @@ class IntentService:
         what is left of theirs. Warmed texts count as no classification requests.
 
         Raises:
-            Forbidden: anybody may call this service; or its caching is off (403): sending it again cannot help and
-                another body neither, only whoever sets `enable_caching` can.
+            Forbidden: caching is off (403): sending it again cannot help and another body neither, only whoever sets
+                `enable_caching` can.
             DeadlineExceeded: not all of it within `timeout_s`, or the setting's `request_timeout_s` (503).
             Unavailable: no model answered, or the prediction store did not keep what was computed (503).
             Internal: the model failed on a text (500); all others are computed and kept.
@@ -393,8 +390,6 @@ class IntentService:
         )
 
     def _require_warmable(self) -> None:
-        if not self._settings.callers_trusted:
-            raise Forbidden("anybody may call this service (`auth: open`), so nobody may fill its cache")
         if not self._settings.enable_caching:
             raise Forbidden("caching is off (`enable_caching`), so nothing would be kept; switch it on first")
 

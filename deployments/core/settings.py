@@ -13,7 +13,7 @@ from urllib.parse import quote
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from deployments.core.access import ANYONE, LOCAL, Caller
+from deployments.core.access import ANYONE, LOCAL, TRUSTED_ANYONE, Caller
 from deployments.core.errors import StartupError
 from deployments.core.store_url import StoreUrl
 
@@ -110,6 +110,10 @@ class Settings(BaseSettings):
     max_corrections: int = Field(
         100_000, ge=1, description="Corrections a replica keeps in memory; the oldest leave first."
     )
+    feedback_rate_per_s: float = Field(
+        100.0, gt=0, description="Feedback records a second that each API key may send; beyond it 429."
+    )
+    feedback_burst: int = Field(200, ge=1, description="Records a key may send at once, before that rate holds.")
     unsafe_feedback: bool = Field(default=False, description="Accept a log store that may lose what it acknowledged.")
 
     # Requests
@@ -119,10 +123,16 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="Largest body taken; beyond it 413.")
 
     # Who may
-    auth: Literal["local", "open"] = Field("local", description="`open`: serve other hosts without keys, and mean it.")
+    api_keys_file: Path | None = Field(
+        None, description="The file of API keys; set, every call under `/api/v1/intents` needs one of them."
+    )
+    auth: Literal["local", "open"] = Field(
+        "local", description="Without keys. `open`: serve other hosts all the same, and mean it."
+    )
     apply_untrusted: bool = Field(
         default=False, description="With `auth: open`, let anybody's corrections change answers."
     )
+    metrics_open: bool = Field(default=True, description="Off: `/metrics` needs a key of the scope `admin`.")
 
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line logged.")
@@ -180,16 +190,11 @@ class Settings(BaseSettings):
         return self.model_artifact or DEFAULT_ARTIFACT
 
     @property
-    def callers_trusted(self) -> bool:
-        """Whether whoever reaches the service may also operate it."""
-        return self.auth == "local"
-
-    @property
     def keyless_caller(self) -> Caller:
-        """Who calls without an API key."""
-        if self.callers_trusted:
+        """Who calls, where there are no API keys."""
+        if self.auth == "local":
             return LOCAL
-        return Caller(ANYONE.name, ANYONE.scopes | {"correct"}) if self.apply_untrusted else ANYONE
+        return TRUSTED_ANYONE if self.apply_untrusted else ANYONE
 
 
 def _parsed(name: str, url: str) -> StoreUrl:

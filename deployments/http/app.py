@@ -1,11 +1,12 @@
-"""The paths of the service: which call each one is, what it takes, gives and may refuse.
+"""The paths of the service: which call each one is, who may make it, what it takes, gives and may refuse.
 
 `CALLS` is the table; routing and `/openapi.json` both come from it.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
@@ -16,13 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.core import contract
+from deployments.core import access, contract
 from deployments.core.classification import to_json
 from deployments.core.errors import IntentGraphError, InvalidInput, MethodNotAllowed, NotFound
 from deployments.core.feedback import FeedbackService
 from deployments.core.parsing import parse
 from deployments.core.service import Answers, CachePolicy, IntentService
 from deployments.core.settings import Settings
+from deployments.http.admission import Admission
 from deployments.http.docs import docs_routes
 from deployments.http.feedback import FeedbackHandlers
 from deployments.http.openapi import document
@@ -49,10 +51,11 @@ class Probes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One path of the service."""
+    """One path of the service; `scope` is what its caller needs, None where it is open."""
 
     method: str
     path: str
+    scope: access.Scope | None
     summary: str
     handler: str
     gives: type[BaseModel] | None = None
@@ -66,49 +69,69 @@ class Call:
 _REFUSES = (400, 413, 422, 429, 500, 503)
 _HEADERS = ("Cache-Control", "X-Request-Timeout-Seconds")
 CALLS = (
-    Call("POST", f"{API}/classify", "Classify one text", "classify",
+    Call("POST", f"{API}/classify", "classify", "Classify one text", "classify",
          contract.Classification, contract.ClassifyRequest, (200,), _REFUSES, _HEADERS, ("scores",)),
-    Call("POST", f"{API}/classify/batch", "Classify up to 100 texts, in order", "classify_batch",
+    Call("POST", f"{API}/classify/batch", "classify", "Classify up to 100 texts, in order", "classify_batch",
          contract.BatchResponse, contract.BatchRequest, (200,), _REFUSES, _HEADERS, ("scores",)),
-    Call("GET", f"{API}/types", "List intents, complexity levels and techniques", "types", contract.TypesResponse),
-    Call("POST", f"{API}/feedback", "Correct or confirm an answer", "feedback",
+    Call("GET", f"{API}/types", "classify", "List intents, complexity levels and techniques", "types",
+         contract.TypesResponse),
+    Call("POST", f"{API}/feedback", "feedback", "Correct or confirm an answer", "feedback",
          contract.FeedbackResponse, contract.FeedbackRecord, (201, 200), (400, 410, 413, 422, 429, 500, 503),
          ("Idempotency-Key",)),
-    Call("GET", f"{API}/feedback/stats", "Count the feedback in the log", "feedback_stats",
+    Call("GET", f"{API}/feedback/stats", "feedback", "Count the feedback in the log", "feedback_stats",
          contract.StatsResponse, refuses=(500, 503)),
-    Call("GET", f"{API}/feedback", "List the feedback in the order of the log", "list_feedback",
+    Call("GET", f"{API}/feedback", "admin", "List the feedback in the order of the log", "list_feedback",
          contract.FeedbackPage, refuses=(422, 500, 503), query=("after", "limit", "state")),
-    Call("DELETE", f"{API}/feedback/{{feedback_id}}", "Delete a feedback record, and undo its correction",
+    Call("DELETE", f"{API}/feedback/{{feedback_id}}", "admin", "Delete a feedback record, and undo its correction",
          "delete_feedback", answers=(204,), refuses=(404, 500, 503)),
-    Call("POST", f"{API}/feedback/{{feedback_id}}/approve", "Have a correction served that waits for approval",
+    Call("POST", f"{API}/feedback/{{feedback_id}}/approve", "admin", "Have a correction served that waits",
          "approve_feedback", contract.ReviewResponse, refuses=(404, 409, 500, 503)),
-    Call("POST", f"{API}/feedback/{{feedback_id}}/reject", "Have a correction never served that waits for approval",
+    Call("POST", f"{API}/feedback/{{feedback_id}}/reject", "admin", "Have a correction never served that waits",
          "reject_feedback", contract.ReviewResponse, refuses=(404, 409, 500, 503)),
-    Call("POST", f"{API}/feedback/erase", "Delete all feedback of a user", "erase_feedback",
+    Call("POST", f"{API}/feedback/erase", "admin", "Delete all feedback of a user", "erase_feedback",
          contract.EraseResponse, contract.EraseRequest, refuses=(400, 413, 422, 500, 503)),
-    Call("POST", f"{API}/feedback/ack", "Move the training cursor", "ack_feedback",
+    Call("POST", f"{API}/feedback/ack", "admin", "Move the training cursor", "ack_feedback",
          contract.AckResponse, contract.AckRequest, refuses=(400, 404, 413, 422, 500, 503)),
-    Call("GET", f"{API}/feedback/patterns", "Show what is confused, gets worse or is contested", "feedback_patterns",
-         contract.PatternsResponse, refuses=(422, 500, 503), query=("days",)),
-    Call("POST", f"{API}/cache/purge", "Delete kept predictions", "purge",
-         contract.PurgeResponse, contract.PurgeRequest, refuses=(400, 403, 413, 422, 500, 503)),
-    Call("POST", f"{API}/cache/warm", "Compute predictions and keep them, before anybody asks", "warm",
+    Call("GET", f"{API}/feedback/patterns", "admin", "Show what is confused, gets worse or is contested",
+         "feedback_patterns", contract.PatternsResponse, refuses=(422, 500, 503), query=("days",)),
+    Call("POST", f"{API}/cache/purge", "admin", "Delete kept predictions", "purge",
+         contract.PurgeResponse, contract.PurgeRequest, refuses=(400, 413, 422, 500, 503)),
+    Call("POST", f"{API}/cache/warm", "admin", "Compute predictions and keep them, before anybody asks", "warm",
          contract.WarmResponse, contract.WarmRequest, refuses=(400, 403, 413, 422, 429, 500, 503),
          headers=("X-Request-Timeout-Seconds",)),
-    Call("GET", "/health/live", "Whether this process answers", "live", contract.HealthResponse),
-    Call("GET", "/health/ready", "Whether the service can classify", "ready", contract.HealthResponse, refuses=(503,)),
-    Call("GET", "/health", "The same with details", "health", contract.HealthResponse, refuses=(503,)),
-    Call("GET", "/metrics", "Metrics of the whole cluster", "metrics", refuses=(503,)),
-    Call("GET", "/openapi.json", "This interface as OpenAPI 3.1", "openapi"),
+    Call("GET", "/health/live", None, "Whether this process answers", "live", contract.HealthResponse),
+    Call("GET", "/health/ready", None, "Whether the service can classify", "ready", contract.HealthResponse,
+         refuses=(503,)),
+    Call("GET", "/health", None, "The same with details", "health", contract.HealthResponse, refuses=(503,)),
+    Call("GET", "/metrics", None, "Metrics of the whole cluster", "metrics", refuses=(503,)),
+    Call("GET", "/openapi.json", None, "This interface as OpenAPI 3.1", "openapi"),
 )  # fmt: skip
 
 
+def calls_of(settings: Settings) -> tuple[Call, ...]:
+    """The calls of the table, with the scopes that the settings ask for."""
+    if settings.metrics_open:
+        return CALLS
+    return tuple(replace(call, scope="admin") if call.handler == "metrics" else call for call in CALLS)
+
+
 def build_app(
-    settings: Settings, service: IntentService, feedback: FeedbackService, probes: Probes, log: RequestLog
+    settings: Settings,
+    service: IntentService,
+    feedback: FeedbackService,
+    probes: Probes,
+    log: RequestLog,
+    admission: Admission,
 ) -> ASGIApp:
     """The application: the calls of the table, `/docs`, and problem+json for everything refused."""
     groups = Handlers(settings, service, probes), FeedbackHandlers(settings, feedback)
-    endpoints = {(call.method, call.path): log.around(_handler(groups, call.handler)) for call in CALLS}
+    refused = _refused(service, feedback)
+    endpoints = {
+        (call.method, call.path): log.around(
+            _behind(admission, call, _handler(groups, call.handler), refused.get(call.handler))
+        )
+        for call in calls_of(settings)
+    }
     app = Starlette(
         routes=[*_routes(endpoints), *docs_routes()],
         exception_handlers={404: log.around(_no_such_path), 405: log.around(_no_such_method)},
@@ -120,6 +143,40 @@ def build_app(
 def _handler(groups: Iterable[object], name: str) -> Handler:
     handler: Handler = next(getattr(group, name) for group in groups if hasattr(group, name))
     return handler
+
+
+Refused = Callable[[IntentGraphError], None]
+"""Counts a request whose caller is refused."""
+
+
+def _refused(service: IntentService, feedback: FeedbackService) -> Mapping[str, Refused]:
+    """Of the calls that are counted: there a refused caller counts as whatever else is refused."""
+
+    def classification(_error: IntentGraphError) -> None:
+        service.refuse()
+
+    return {
+        "classify": classification,
+        "classify_batch": classification,
+        "feedback": partial(feedback.refuse, "unknown"),
+    }
+
+
+def _behind(admission: Admission, call: Call, handler: Handler, refused: Refused | None) -> Handler:
+    """The handler, for whoever is admitted."""
+    if (scope := call.scope) is None:
+        return handler
+
+    async def admitted(request: Request) -> Response:
+        try:
+            admission.admit(request.scope, scope)
+        except IntentGraphError as error:
+            if refused:
+                refused(error)
+            raise
+        return await handler(request)
+
+    return admitted
 
 
 def _routes(endpoints: Mapping[tuple[str, str], Handler]) -> list[Route]:
@@ -176,7 +233,7 @@ class Handlers:
         self._settings = settings
         self._service = service
         self._probes = probes
-        self._openapi = to_json(document(CALLS))
+        self._openapi = to_json(document(calls_of(settings), needs_key=settings.api_keys_file is not None))
         self._types = to_json(service.types().model_dump(mode="json"))
 
     async def classify(self, request: Request) -> Response:

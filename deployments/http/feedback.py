@@ -12,6 +12,7 @@ from deployments.core.feedback_log import Verdict
 from deployments.core.log_layout import FIRST_ID
 from deployments.core.parsing import parse
 from deployments.core.settings import Settings
+from deployments.http.admission import caller_of
 from deployments.http.wire import idempotency_key, json_response, number, one_of, read_body
 
 STATES = ("applied", "pending", "approved", "rejected", "recorded")
@@ -34,7 +35,7 @@ class FeedbackHandlers:
         except IntentGraphError as error:
             self._service.refuse("unknown", error)
             raise
-        receipt = await self._service.submit(record, key, self._settings.keyless_caller)
+        receipt = await self._service.submit(record, key, caller_of(request.scope))
         return json_response(to_json(receipt.model_dump()), 201 if receipt.status == "recorded" else 200)
 
     async def feedback_stats(self, _request: Request) -> Response:
@@ -57,17 +58,17 @@ class FeedbackHandlers:
 
     async def _review(self, request: Request, verdict: Verdict) -> Response:
         feedback_id = request.path_params["feedback_id"]
-        return _answer(await self._service.review(feedback_id, verdict, self._settings.keyless_caller))
+        return _answer(await self._service.review(feedback_id, verdict, caller_of(request.scope)))
 
     async def delete_feedback(self, request: Request) -> Response:
         """Delete a record."""
-        await self._service.delete(request.path_params["feedback_id"], self._settings.keyless_caller)
+        await self._service.delete(request.path_params["feedback_id"], caller_of(request.scope))
         return Response(status_code=204)
 
     async def erase_feedback(self, request: Request) -> Response:
         """Delete all feedback of a user."""
         payload = parse(contract.EraseRequest, await read_body(request, self._settings.max_body_bytes))
-        erased = await self._service.erase(payload, self._settings.keyless_caller)
+        erased = await self._service.erase(payload, caller_of(request.scope))
         request.state.log = {"deleted": erased.deleted}
         return _answer(erased)
 

@@ -4,7 +4,7 @@
 
 Serve's HTTP server in a replica goes through `middlewares` first, when RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
 it. A text whose prediction is kept needs nothing of what Serve does then: no task of its own, no place among the
-ongoing requests, no watch over whether its caller leaves. Everything else goes on to Serve, and so does
+ongoing requests, no watch over whether its caller leaves. Everything else goes on to Serve, refusals too, and so does
 every request in a process that is no ingress replica. Without that variable the answers are the same, save that Serve
 fails on some headers that are no UTF-8, and a hit takes longer.
 """
@@ -21,6 +21,7 @@ from deployments.core.contract import ClassifyRequest
 from deployments.core.errors import IntentGraphError
 from deployments.core.parsing import parse
 from deployments.core.service import Answer, IntentService, LookedUp
+from deployments.http.admission import Admission
 from deployments.http.app import LOOKED_UP
 from deployments.http.request_log import RequestLog, loggable
 
@@ -36,21 +37,25 @@ class Front:
     `looks_up` is false where caching is off.
     """
 
-    def __init__(self, path: str, service: IntentService, log: RequestLog, *, looks_up: bool) -> None:
+    def __init__(
+        self, path: str, service: IntentService, log: RequestLog, admission: Admission, *, looks_up: bool
+    ) -> None:
         self._path = path
         self._service = service
+        self._admission = admission
         self._log = log
         self._looks_up = looks_up
         self._loop = asyncio.get_running_loop()
 
     def may_answer(self, scope: Scope) -> bool:
-        """Whether it is such a call; other event loops than the service's may not touch its memory."""
+        """Whether it is such a call, by somebody who may; event loops but the service's may not touch its memory."""
         return (
             scope["type"] == "http"
             and scope["path"] == self._path
             and scope["method"] == "POST"
             and not scope["query_string"]
             and asyncio.get_running_loop() is self._loop
+            and self._admission.admits(scope, "classify")
         )
 
     async def answer(self, scope: Scope, message: Message) -> tuple[Message, Message] | None:

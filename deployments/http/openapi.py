@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from deployments.http.app import Call
 
 _REF = "#/components/schemas/{model}"
+_KEY = {"type": "http", "scheme": "bearer", "description": "An API key, `ig_…`, with the scope that the call needs."}
+_REFUSED_CALLERS = (401, 403)
 _TITLES = {
     error.status: error.title
     for error in (
         errors.BadRequest,
+        errors.Unauthorized,
         errors.Forbidden,
         errors.NotFound,
         errors.Conflict,
@@ -42,12 +45,13 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
 """What is known of a parameter beside its name; others are strings."""
 
 
-def document(calls: Iterable["Call"]) -> dict[str, Any]:
-    """OpenAPI 3.1 for `calls`."""
+def document(calls: Iterable["Call"], *, needs_key: bool) -> dict[str, Any]:
+    """OpenAPI 3.1 for `calls`; where the service `needs_key`, with the scope that each call's key must have."""
     calls = list(calls)
     paths: dict[str, dict[str, Any]] = {}
     for call in calls:
-        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call)
+        security = {"security": [{"key": [call.scope]}] if call.scope else []} if needs_key else {}
+        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call) | security
     return {
         "openapi": "3.1.0",
         "info": {
@@ -56,7 +60,7 @@ def document(calls: Iterable["Call"]) -> dict[str, Any]:
             "summary": "Tells what a text sent to a language model asks for: intent, complexity, prompting techniques.",
         },
         "paths": paths,
-        "components": {"schemas": _schemas(calls)},
+        "components": {"schemas": _schemas(calls)} | ({"securitySchemes": {"key": _KEY}} if needs_key else {}),
     }
 
 
@@ -70,6 +74,7 @@ def _schemas(calls: list["Call"]) -> dict[str, Any]:
 
 
 def _operation(call: "Call") -> dict[str, Any]:
+    refuses = sorted({*call.refuses, *(_REFUSED_CALLERS if call.scope else ())})
     operation: dict[str, Any] = {
         "operationId": call.handler,
         "summary": call.summary,
@@ -77,7 +82,7 @@ def _operation(call: "Call") -> dict[str, Any]:
         + [_parameter(name, "header") for name in call.headers]
         + [_parameter(name, "query") for name in call.query],
         "responses": {str(status): _response(call.summary, call.gives) for status in call.answers}
-        | {str(status): _refusal(status, call) for status in call.refuses},
+        | {str(status): _refusal(status, call) for status in refuses},
     }
     if call.takes:
         operation["requestBody"] = {"required": True, "content": _content("application/json", call.takes)}

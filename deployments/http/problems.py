@@ -6,9 +6,10 @@ from typing import Any
 from starlette.responses import Response
 
 from deployments.core.classification import to_json
-from deployments.core.errors import IntentGraphError, Internal, InvalidInput, MethodNotAllowed
+from deployments.core.errors import IntentGraphError, Internal, InvalidInput, MethodNotAllowed, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
+CHALLENGE = 'Bearer realm="intents"'
 
 
 def problem(error: Exception) -> Response:
@@ -28,6 +29,8 @@ def problem(error: Exception) -> Response:
 def _headers(error: IntentGraphError) -> dict[str, str]:
     if isinstance(error, MethodNotAllowed):
         return {"Allow": error.allowed}
+    if isinstance(error, Unauthorized):  # RFC 6750, section 3: an error code only where a key was sent
+        return {"WWW-Authenticate": CHALLENGE + (', error="invalid_token"' if error.sent else "")}
     if error.retryable:
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
     return {}

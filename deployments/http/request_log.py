@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from deployments.http.admission import CALLER
 from deployments.http.problems import problem
 
 CLIENT_CLOSED_REQUEST = 499
@@ -75,7 +76,7 @@ class RequestLog:
             return response
 
     def write(self, scope: Scope, request_id: str, status: int, duration_s: float, noted: Mapping[str, Any]) -> None:
-        """Write a request's line; of the texts it was about, which stand in `noted`, their lengths."""
+        """Write a request's line: of its caller the name, of the texts it was about, in `noted`, their lengths."""
         fields = {
             "http_request_id": request_id,
             "route": scope["path"],
@@ -83,6 +84,9 @@ class RequestLog:
             "duration_ms": round(duration_s * 1000, 3),
             **noted,
         }
+        caller = scope.get(CALLER)
+        if caller is not None and caller.name:
+            fields["caller"] = caller.name
         if texts := fields.pop("texts", ()):
             fields["text_lengths"] = [len(text) for text in texts]
             if self._log_texts:

@@ -1,19 +1,24 @@
 """Hits in front of Serve: the same answers, and nothing else is touched."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 
 import pytest
+from starlette import types
 from starlette.testclient import TestClient
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 
 from deployments.core import metrics
+from deployments.core.access import LOCAL, Caller, Callers, Scope, WithoutKeys
 from deployments.core.corrections import Correction
+from deployments.core.errors import Unauthorized
 from deployments.core.feedback import FeedbackService
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
 from deployments.core.text import correction_key
 from deployments.http import front
+from deployments.http.admission import Admission
 from deployments.http.app import API, build_app
 from deployments.http.front import Front, middlewares
 from deployments.http.request_log import LoggedLines, RequestLog
@@ -21,21 +26,23 @@ from tests.unit.fakes import CountingMetrics, FakeLog, FakeParts, artifact
 from tests.unit.test_http import FakeProbes
 
 PATH = f"{API}/classify"
+LOCALS = WithoutKeys(LOCAL)
 
 
 class Replica:
     """An ingress replica's application behind the middleware, as Serve stacks them; `reached` counts requests to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, callers: Callers = LOCALS) -> None:
         self.reached = 0
         self.parts, self.counted = FakeParts(), CountingMetrics()
+        self.admission = Admission(callers)
         settings = Settings()
         self.service = IntentService(settings, artifact(), self.parts, self.counted)
         self.log = RequestLog(LoggedLines(), log_texts=False)
-        feedback = FeedbackService(settings, artifact(), FakeLog(), self.counted)
-        self._app = build_app(settings, self.service, feedback, FakeProbes(), self.log)
+        self.feedback = FeedbackService(settings, artifact(), FakeLog(), self.counted)
+        self._app = build_app(settings, self.service, self.feedback, FakeProbes(), self.log, self.admission)
 
-    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def app(self, scope: types.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             self.reached += 1
         await self._app(scope, receive, send)
@@ -45,10 +52,10 @@ class Replica:
         (middleware,) = middlewares()
         behind = middleware.cls(self.app)
 
-        async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        async def server(scope: types.Scope, receive: Receive, send: Send) -> None:
             if not front._fronts:
                 self.service.local_tier.open()
-                front.install(Front(PATH, self.service, self.log, looks_up=looks_up))
+                front.install(Front(PATH, self.service, self.log, self.admission, looks_up=looks_up))
             await behind(scope, receive, send)
 
         return server
@@ -221,6 +228,66 @@ async def test_every_header_that_reaches_serve_is_utf8(sent: bytes, read: bytes)
     await middleware.cls(serve)(scope, None, None)
 
     assert reached[0]["headers"] == [(b"x-request-id", read)]
+
+
+class OneKey:
+    """Knows one key, `good`, whose caller has the scopes given."""
+
+    def __init__(self, *scopes: Scope) -> None:
+        self.asked = 0
+        self._scopes = frozenset(scopes)
+
+    def of(self, authorization: bytes | None) -> Caller:
+        self.asked += 1
+        if authorization != b"Bearer good":
+            raise Unauthorized("no key")
+        return Caller("app", self._scopes)
+
+
+GOOD = {"Authorization": "Bearer good"}
+
+
+@pytest.mark.parametrize(
+    ("scopes", "headers", "status"),
+    [(["classify"], {}, 401), (["classify"], {"Authorization": "Bearer bad"}, 401), (["correct"], GOOD, 403)],
+)
+def test_who_may_not_classify_is_never_answered_in_front(scopes: list[Scope], headers: dict[str, str], status: int):
+    """Nor is anything looked up for him; the refusal is the application's, and counted once."""
+    replica = Replica(OneKey(*scopes))
+    try:
+        with TestClient(replica.stacked()) as client:
+            client.get("/health/live")  # the front is there
+            admits = Admission(LOCALS)
+            kept = build_app(Settings(), replica.service, replica.feedback, FakeProbes(), replica.log, admits)
+            TestClient(kept).post(PATH, json={"text": "a"})
+            looked_up, hits = replica.parts.looked_up, replica.counted.total(metrics.REQUESTS, status="cache_hit")
+            answer = client.post(PATH, json={"text": "a"}, headers=headers)
+    finally:
+        front._fronts.clear()
+
+    assert (answer.status_code, replica.reached) == (status, 2)
+    assert "X-Cache" not in answer.headers
+    assert replica.parts.looked_up == looked_up
+    assert replica.counted.total(metrics.REQUESTS, status="cache_hit") == hits
+    assert replica.counted.total(metrics.REQUESTS, status="validation_error") == 1
+
+
+def test_a_key_is_looked_up_once_a_request_and_named_in_its_line(caplog: pytest.LogCaptureFixture):
+    """Also where the front asks and the application answers."""
+    caplog.set_level(logging.INFO)
+    callers = OneKey("classify")
+    replica = Replica(callers)
+    try:
+        with TestClient(replica.stacked(), headers=GOOD) as client:
+            states = [client.post(PATH, json={"text": "a"}).headers["X-Cache"] for _ in range(2)]
+    finally:
+        front._fronts.clear()
+    lines = [record for record in caplog.records if record.name == "deployments.http.request_log"]
+
+    assert states == ["miss", "hit-local"]
+    assert callers.asked == 2
+    assert [line.caller for line in lines] == ["app", "app"]
+    assert "good" not in str([vars(line) for line in lines])
 
 
 def test_a_process_without_an_ingress_replica_answers_as_ever(replica: Replica):

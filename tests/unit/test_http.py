@@ -6,11 +6,13 @@ import logging
 import pytest
 from starlette.testclient import TestClient
 
+from deployments.core.access import Callers, WithoutKeys
 from deployments.core.contract import HealthResponse
 from deployments.core.errors import Overloaded, Unavailable
 from deployments.core.feedback import FeedbackService
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
+from deployments.http.admission import Admission
 from deployments.http.app import API, CALLS, build_app
 from deployments.http.request_log import LoggedLines, RequestLog
 from tests.unit.fakes import CountingMetrics, FakeLog, FakeParts, artifact
@@ -48,11 +50,20 @@ def counted() -> CountingMetrics:
     return CountingMetrics()
 
 
-def client_of(settings: Settings, parts: FakeParts, probes: FakeProbes, counted: CountingMetrics) -> TestClient:
+def client_of(
+    settings: Settings,
+    parts: FakeParts,
+    probes: FakeProbes,
+    counted: CountingMetrics,
+    callers: Callers | None = None,
+    feedback_log: FakeLog | None = None,
+) -> TestClient:
+    """The application of those settings, for those callers."""
+    admission = Admission(callers or WithoutKeys(settings.keyless_caller))
     service = IntentService(settings, artifact(), parts, counted)
-    feedback = FeedbackService(settings, artifact(), FakeLog(), counted)
+    feedback = FeedbackService(settings, artifact(), feedback_log or FakeLog(), counted)
     log = RequestLog(LoggedLines(), log_texts=settings.log_texts)
-    return TestClient(build_app(settings, service, feedback, probes, log))
+    return TestClient(build_app(settings, service, feedback, probes, log, admission))
 
 
 @pytest.fixture
@@ -265,14 +276,21 @@ def test_a_purge_while_the_store_is_away_is_503(client: TestClient, parts: FakeP
     assert (answer.status_code, answer.json()["type"], answer.headers["Retry-After"]) == (503, "unavailable", "1")
 
 
-def test_a_purge_by_anybody_is_403(parts: FakeParts, probes: FakeProbes, counted: CountingMetrics):
-    """There are no keys yet to tell an operator by."""
-    settings = Settings(auth="open")
+@pytest.mark.parametrize("apply_untrusted", [False, True])
+@pytest.mark.parametrize("path", [PURGE, WARM])
+def test_anybody_neither_empties_nor_fills_the_cache(
+    parts: FakeParts, probes: FakeProbes, counted: CountingMetrics, path: str, apply_untrusted: bool
+):
+    """Not even where strangers are believed: to correct a text is not to operate the service."""
+    settings = Settings(auth="open", apply_untrusted=apply_untrusted)
     client = client_of(settings, parts, probes, counted)
-    answer = client.post(PURGE, json={"all": True})
+    client.post(CLASSIFY, json={"text": "a"})
+    answer = client.post(path, json={"texts": ["a", "b"]})
 
     assert (answer.status_code, answer.json()["type"]) == (403, "forbidden")
     assert "Retry-After" not in answer.headers
+    assert len(parts.kept) == 1
+    assert parts.predicted == ["a"]
 
 
 @pytest.mark.parametrize("log_texts", [False, True])
@@ -357,17 +375,13 @@ def test_a_warming_in_more_time_than_its_caller_has_is_503_with_the_counts(clien
     assert client.post(WARM, json={"texts": ["a"]}, headers={"X-Request-Timeout-Seconds": "soon"}).status_code == 422
 
 
-@pytest.mark.parametrize(("name", "value"), [("auth", "open"), ("enable_caching", False)])
-def test_a_warming_that_the_settings_forbid_is_403(
-    parts: FakeParts, probes: FakeProbes, counted: CountingMetrics, name: str, value: object
-):
+def test_a_warming_with_caching_off_is_403(parts: FakeParts, probes: FakeProbes, counted: CountingMetrics):
     """The detail names the setting, since only that can change it."""
-    settings = Settings(**{name: value})
-    client = client_of(settings, parts, probes, counted)
+    client = client_of(Settings(enable_caching=False), parts, probes, counted)
     answer = client.post(WARM, json={"texts": ["a"]})
 
     assert (answer.status_code, answer.json()["type"]) == (403, "forbidden")
-    assert name in answer.json()["detail"]
+    assert "enable_caching" in answer.json()["detail"]
     assert "Retry-After" not in answer.headers
 
 

@@ -6,16 +6,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from deployments.core.errors import Conflict, Gone, IntentGraphError, NotFound, Overloaded, Unavailable
-from deployments.core.feedback import FeedbackService
 from deployments.core.feedback_log import Receipt
 from deployments.core.feedback_reader import StoredRecord
 from deployments.core.log_layout import LogEntry
-from deployments.core.service import IntentService
 from deployments.core.settings import Settings
-from deployments.http.app import API, build_app
-from deployments.http.request_log import LoggedLines, RequestLog
-from tests.unit.fakes import CountingMetrics, FakeLog, FakeParts, artifact
-from tests.unit.test_http import FakeProbes
+from deployments.http.app import API
+from tests.unit.fakes import CountingMetrics, FakeLog, FakeParts
+from tests.unit.test_http import FakeProbes, client_of
 
 FEEDBACK = f"{API}/feedback"
 RECORD = {"text": "a", "original_intent": "reasoning", "correct_intent": "translation", "original_confidence": 0.5}
@@ -28,10 +25,7 @@ def log() -> FakeLog:
 
 @pytest.fixture
 def client(log: FakeLog) -> TestClient:
-    settings, counted = Settings(), CountingMetrics()
-    service = IntentService(settings, artifact(), FakeParts(), counted)
-    feedback = FeedbackService(settings, artifact(), log, counted)
-    return TestClient(build_app(settings, service, feedback, FakeProbes(), RequestLog(LoggedLines(), log_texts=False)))
+    return client_of(Settings(), FakeParts(), FakeProbes(), CountingMetrics(), feedback_log=log)
 
 
 def test_feedback_is_created_once_and_then_a_duplicate(client: TestClient, log: FakeLog):

@@ -231,19 +231,6 @@ async def test_a_purge_of_all_leaves_corrections(service: IntentService, parts: 
     assert answers.cache_states == ["correction", "miss"]
 
 
-@pytest.mark.parametrize("apply_untrusted", [False, True])
-async def test_a_stranger_purges_nothing(parts: FakeParts, apply_untrusted: bool):
-    """Nor does one whose corrections are believed: to correct a text is not to operate the service."""
-    settings = Settings(auth="open", apply_untrusted=apply_untrusted)
-    service = IntentService(settings, artifact(), parts, CountingMetrics())
-    await service.classify(["a"])
-
-    for request in (PurgeRequest(all=True), PurgeRequest(texts=("a",))):
-        with pytest.raises(Forbidden, match="auth: open"):
-            await service.purge(request)
-    assert len(parts.kept) == 1
-
-
 async def test_a_purge_works_with_caching_off(parts: FakeParts):
     """What was kept before is still in the store."""
     parts.kept["old"] = prediction()
@@ -292,15 +279,6 @@ async def test_a_warmed_text_is_no_classification_request(service: IntentService
     await service.warm(WarmRequest(texts=("a",)))
 
     assert counted.totals == {}
-
-
-async def test_a_stranger_warms_nothing(parts: FakeParts):
-    """A thousand texts of anybody's would keep the model busy and push out everybody's."""
-    service = IntentService(Settings(auth="open", apply_untrusted=True), artifact(), parts, CountingMetrics())
-
-    with pytest.raises(Forbidden, match="auth: open"):
-        await service.warm(WarmRequest(texts=("a",)))
-    assert parts.predicted == []
 
 
 async def test_with_caching_off_a_warming_is_refused(parts: FakeParts):

@@ -5,6 +5,7 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
+from deployments.core.access import RESERVED_NAMES, SCOPES
 from deployments.core.errors import StartupError
 from deployments.core.settings import ENVIRONMENT_NAMES, Settings
 
@@ -80,3 +81,25 @@ def test_settings_travel_as_they_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ENABLE_CACHING", "false")
 
     assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "may"),
+    [
+        ({}, {"classify", "feedback", "correct", "admin"}),
+        ({"apply_untrusted": True}, {"classify", "feedback", "correct", "admin"}),
+        ({"auth": "open"}, {"classify", "feedback"}),
+        ({"auth": "open", "apply_untrusted": True}, {"classify", "feedback", "correct"}),
+    ],
+)
+def test_what_a_caller_may_without_keys_is_a_setting(arguments: dict[str, object], may: set[str]):
+    """Everything on this machine; elsewhere never to operate the service."""
+    caller = Settings(**arguments).keyless_caller
+
+    assert {scope for scope in SCOPES if caller.may(scope)} == may
+
+
+def test_whoever_calls_an_open_service_has_a_name_to_be_limited_by():
+    """And whoever calls on this machine has none, so is not."""
+    assert Settings(auth="open").keyless_caller.name in RESERVED_NAMES
+    assert Settings().keyless_caller.name == ""
