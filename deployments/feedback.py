@@ -1,6 +1,7 @@
 """The feedback deployment: an actor that writes the log, counts it and keeps it at its length.
 
-One replica suffices, but nothing depends on there being one: each record is one atomic script in the store.
+One replica suffices, but nothing that is acknowledged depends on there being one: each record is one atomic script in
+the store. How fast a caller may go does: each replica lets it go that fast.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from deployments.core.feedback_patterns import Contest
 from deployments.core.feedback_reader import FeedbackReader, Page
 from deployments.core.log_layout import LOG
 from deployments.core.log_store import LogStore
+from deployments.core.rate_limit import RateLimit, append_within
 from deployments.core.settings import Settings
 from deployments.logs import configure_logging
 from deployments.runtime import RayMetrics
@@ -36,6 +38,7 @@ class Feedback:
         self._store = LogStore(client, timeout_s=timeout_s, unsafe=settings.unsafe_feedback)
         self._log = FeedbackLog(self._store, retention_days=settings.feedback_retention_days)
         self._reader = FeedbackReader(self._store)
+        self._limit = RateLimit(rate_per_s=settings.feedback_rate_per_s, burst=settings.feedback_burst)
         try:
             await self._store.require_durable()  # a store that is away is asked before its first acknowledgement
         except IntentGraphError as error:
@@ -58,8 +61,8 @@ class Feedback:
         self._metrics.record(metrics.FEEDBACK_WAITING, await self._reader.waiting())
 
     async def append(self, submissions: Sequence[Submission]) -> list[Receipt | IntentGraphError]:
-        """Write records; a receipt means that record is on disk."""
-        return await self._log.append(submissions)
+        """Write records; a receipt means that record is on disk. `Overloaded` (429): its caller sends too fast."""
+        return await append_within(self._limit, submissions, self._log.append)
 
     async def stats(self) -> LogStats:
         """Counts over the retained log."""
