@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deployments import keys_cli
 from deployments.core.errors import StartupError
 from deployments.local.files import shipped
 from deployments.local.instance import StateFile, data_folder, state_folder
@@ -32,6 +33,19 @@ if TYPE_CHECKING:
     from deployments.local.control import Report
     from deployments.local.plan import Options
     from deployments.local.remote import Warmed
+
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="Address of the service; the one running here when absent.")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="INTENTS_API_KEY",
+        show_default=False,
+        help="API key; better in the variable than here, where other users of the machine see it.",
+    ),
+]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 SHOWN_TEXT = 48
@@ -57,6 +71,7 @@ def main() -> None:
     epilog=examples(
         "intents up",
         "intents up --detach --port 8080",
+        "intents keys add app --scope classify && intents up --host 0.0.0.0",
         "REDIS_URL=redis://cache.example:6379/0 FEEDBACK_REDIS_URL=redis://log.example:6379/0 intents up",
     )
 )
@@ -64,7 +79,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background once it serves.")] = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8000,
     host: Annotated[
-        str, typer.Option(help="Address it listens on; other than this machine's own needs --auth-open.")
+        str, typer.Option(help="Address it listens on; other than this machine's own needs API keys, or --auth-open.")
     ] = "127.0.0.1",
     no_haproxy: Annotated[
         bool, typer.Option("--no-haproxy", help="Serve's own Python proxy instead: slower, fewer ports.")
@@ -75,8 +90,13 @@ def up(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the feedback log's data; ~/.local/share/intentgraph when absent.")
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys, one of which every call needs; that of `intents keys`, if there is one."),
+    ] = None,
     auth_open: Annotated[
-        bool, typer.Option("--auth-open", help="Everyone who reaches the port may call (`auth: open`).")
+        bool,
+        typer.Option("--auth-open", help="Without keys, everyone who reaches the port may call (`auth: open`)."),
     ] = False,
 ) -> None:
     """Start the stores, Ray and the graph on this machine, and serve until Ctrl-C.
@@ -94,6 +114,7 @@ def up(
             port=port,
             haproxy=not no_haproxy,
             open_to_all=auth_open,
+            keys=keys.absolute() if keys else None,
         )
         _up_detached(options) if detach else _up(options)
 
@@ -115,6 +136,7 @@ def _up_detached(options: Options) -> None:
         f"--data-dir={options.data_dir}",
         f"--host={options.host}",
         f"--port={options.port}",
+        *([f"--keys={options.keys}"] if options.keys else []),
         *(["--auth-open"] if options.open_to_all else []),
         *([] if options.haproxy else ["--no-haproxy"]),
     ]
@@ -196,7 +218,8 @@ def classify(
     texts: Annotated[
         list[str], typer.Argument(metavar="TEXT…", help="Texts to classify; `-` reads one a line from standard input.")
     ],
-    url: Annotated[str | None, typer.Option(help="Address of the service; the one running here when absent.")] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")] = False,
 ) -> None:
     """Ask a running service what texts ask for."""
@@ -207,7 +230,7 @@ def classify(
         asked = list(_texts(texts))
         if not asked:
             raise StartupError("no text came in; give one, or a line of standard input for `-`")
-        answers = asyncio.run(remote.classify(address, asked))
+        answers = asyncio.run(remote.classify(address, asked, api_key=key))
         if as_json:
             for answer in answers:
                 typer.echo(json.dumps(answer, ensure_ascii=False))
@@ -262,7 +285,8 @@ def purge(
         typer.Argument(metavar="TEXT…", help="Texts to forget; `-` reads one a line from standard input."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Forget every text, under every model version.")] = False,
-    url: Annotated[str | None, typer.Option(help="Address of the service; the one running here when absent.")] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Delete kept predictions of a running service; corrections and the feedback log stay."""
     with one_line_errors():
@@ -274,7 +298,8 @@ def purge(
         named = list(_texts(texts or []))
         if not everything and not named:
             raise StartupError("no text came in; give one, or a line of standard input for `-`")
-        deleted = asyncio.run(remote.purge_all(address) if everything else remote.purge(address, named))
+        purging = remote.purge_all(address, api_key=key) if everything else remote.purge(address, named, api_key=key)
+        deleted = asyncio.run(purging)
         typer.echo(f"{deleted} prediction{'' if deleted == 1 else 's'} deleted")
 
 
@@ -296,7 +321,8 @@ def warm(
     top: Annotated[
         int | None, typer.Option(min=1, help="Only so many, the most frequent; every distinct one when absent.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Address of the service; the one running here when absent.")] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Have texts computed and kept before anybody asks for them, the most frequent first; callers are served meanwhile.
 
@@ -309,9 +335,10 @@ def warm(
         address = _address(url)
         texts = most_frequent(file, top)
         with _told_on_stderr() as tell:
-            done = asyncio.run(
-                remote.warm(address, texts, lambda so_far: tell(f"{_warmed(so_far)}, of {len(texts):,}"))
+            warming = remote.warm(
+                address, texts, lambda so_far: tell(f"{_warmed(so_far)}, of {len(texts):,}"), api_key=key
             )
+            done = asyncio.run(warming)
         typer.echo(_warmed(done))
 
 
@@ -331,6 +358,7 @@ def _warmed(done: Warmed) -> str:
     return f"{texts}: {done.computed:,} computed, {done.already_cached:,} cached already"
 
 
+app.add_typer(keys_cli.app)
 app.command(epilog=training.TRAIN_EXAMPLES)(training.train)
 app.command(epilog=training.EVALUATE_EXAMPLES)(training.evaluate)
 

@@ -45,18 +45,23 @@ class HttpClient:
 
     Args:
         url: where the service listens, such as `http://127.0.0.1:8000`.
+        api_key: what a service with keys asks for, `ig_…`; no message or repr shows it.
         timeout_s: time one attempt may take.
         attempts: how often a request is sent at most.
+
+    Raises:
+        ValueError: the key holds what no key holds.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 45.0, attempts: int = 3) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 45.0, attempts: int = 3) -> None:
         self._url = url.rstrip("/")
+        self._headers = {"Content-Type": "application/json"} | _authorization(api_key)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._attempts = attempts
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=self._timeout, headers={"Content-Type": "application/json"})
+        self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers)
         return self
 
     async def __aexit__(
@@ -127,6 +132,13 @@ class HttpClient:
             is_json = response.content_type.endswith("json")
             answer = await response.json(content_type=None) if is_json else {"detail": await response.text()}
             return response.status, answer, float(response.headers.get("Retry-After", 1))
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    key = (api_key or "").strip()  # a file or variable it comes from may end with a newline
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError("the API key holds blanks or letters that no key holds; it is `ig_…` as it was printed")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _error(status: int, answer: Mapping[str, Any]) -> Exception:

@@ -1,7 +1,7 @@
 """The one running instance of a user: where its state is kept, whether it is alive, and who holds a folder.
 
     $XDG_STATE_HOME/intentgraph   state.json, up.log, ray.log, one log a store      default ~/.local/state/intentgraph
-    $XDG_DATA_HOME/intentgraph    the feedback log's data                           default ~/.local/share/intentgraph
+    $XDG_DATA_HOME/intentgraph    the feedback log's data, keys.json                default ~/.local/share/intentgraph
 
 `state.json` carries no password and is there from the first process started until the last one ended.
 """
@@ -115,6 +115,11 @@ def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
 def data_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Where the feedback log's data lie unless `--data-dir` says otherwise."""
     return Path(environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / NAME
+
+
+def keys_file(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a user's API keys are unless a command is told otherwise."""
+    return data_folder(environment) / "keys.json"
 
 
 @contextlib.contextmanager

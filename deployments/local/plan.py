@@ -1,4 +1,4 @@
-"""What a local run will do, decided before anything starts: the Serve configuration and the stores it needs."""
+"""What a local run will do, decided before anything starts: its Serve configuration, the stores and keys it needs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import copy
 import ipaddress
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from deployments.core import api_keys
 from deployments.core.errors import StartupError
+from deployments.local.instance import keys_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 DASHBOARD_PORT = 8265
 STATISTICS_PORT = ("RAY_SERVE_HAPROXY_STATS_PORT", 8404)
@@ -31,6 +33,7 @@ class Options:
     port: int = 8000
     haproxy: bool = True
     open_to_all: bool = False
+    keys: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,11 @@ class Plan:
 
     options: Options
     config: dict[str, Any]
-    """The Serve configuration with host, port and `auth` as asked."""
+    """The Serve configuration with host, port, keys and `auth` as asked."""
     stores: tuple[str, ...]
     """Names of the stores to start: those without a URL in `args:` or the environment."""
+    keys_in_force: int | None = None
+    """How many API keys the service will know; None: it will ask for none."""
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -72,11 +77,16 @@ def plan(options: Options, environment: Mapping[str, str] = os.environ) -> Plan:
     """Read the Serve configuration and settle what the run needs.
 
     Raises:
-        StartupError: the file is missing or is no Serve configuration.
+        StartupError: the file is missing or is no Serve configuration; the keys file is missing or is none.
     """
-    config = _adapted(_read(options.config), options)
+    config = _adapted(_read(options.config), options, keys_file(environment))
     arguments = config["applications"][0].get("args") or {}
-    return Plan(options=options, config=config, stores=_stores_without_url(arguments, environment))
+    return Plan(
+        options=options,
+        config=config,
+        stores=_stores_without_url(arguments, environment),
+        keys_in_force=_keys_in_force(arguments),
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -91,13 +101,21 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _adapted(config: dict[str, Any], options: Options) -> dict[str, Any]:
+def _adapted(config: dict[str, Any], options: Options, own_keys: Path) -> dict[str, Any]:
     adapted = copy.deepcopy(config)
     adapted["http_options"] = (adapted.get("http_options") or {}) | {"host": options.host, "port": options.port}
+    application = adapted["applications"][0]
+    arguments = application.get("args") or {}
     if options.open_to_all:
-        application = adapted["applications"][0]
-        application["args"] = (application.get("args") or {}) | {"auth": "open"}
-    return adapted
+        arguments |= {"auth": "open"}
+    if keys := options.keys or arguments.get("api_keys_file") or (own_keys if own_keys.exists() else None):
+        arguments |= {"api_keys_file": str(Path(keys).absolute())}
+    return adapted | {"applications": [application | {"args": arguments}, *adapted["applications"][1:]]}
+
+
+def _keys_in_force(arguments: Mapping[str, Any]) -> int | None:
+    file = arguments.get("api_keys_file")
+    return len(api_keys.read(Path(file)).in_force) if file else None
 
 
 def _stores_without_url(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str, ...]:

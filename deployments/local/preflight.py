@@ -67,10 +67,10 @@ def problems(plan: Plan, machine: Machine) -> list[str]:
 
 def _exposed(plan: Plan) -> Iterator[str]:
     host = plan.options.host
-    if not is_loopback(host) and plan.arguments.get("auth") != "open":
+    if not is_loopback(host) and plan.keys_in_force is None and plan.arguments.get("auth") != "open":
         yield (
-            f"host {host} lets other machines in and no keys are configured; keep 127.0.0.1, or mean it: "
-            "`auth: open` in `args:` of the configuration, or --auth-open"
+            f"host {host} lets other machines in and there are no API keys; make one with `intents keys add`, keep "
+            "127.0.0.1, or mean it: `auth: open` in `args:` of the configuration, or --auth-open"
         )
 
 

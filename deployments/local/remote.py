@@ -38,36 +38,38 @@ class Warmed:
         )
 
 
-async def classify(address: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+async def classify(address: str, texts: Sequence[str], *, api_key: str | None = None) -> list[dict[str, Any]]:
     """The classification of each text, in order, as the contract's JSON has it.
 
     Raises:
         StartupError: nothing answers at the address, or it answers with an error; one line.
     """
-    async with _client(address) as client:
+    async with _client(address, api_key) as client:
         return [answer for batch in _batches(texts) for answer in await client.classify_batch(batch)]
 
 
-async def purge(address: str, texts: Sequence[str]) -> int:
+async def purge(address: str, texts: Sequence[str], *, api_key: str | None = None) -> int:
     """Delete the kept predictions of `texts`; give how many there were. Raises as `classify` does."""
-    async with _client(address) as client:
+    async with _client(address, api_key) as client:
         return sum([await client.purge(batch) for batch in _batches(texts)])
 
 
-async def purge_all(address: str) -> int:
+async def purge_all(address: str, *, api_key: str | None = None) -> int:
     """Delete every kept prediction; give how many there were. Raises as `classify` does."""
-    async with _client(address) as client:
+    async with _client(address, api_key) as client:
         return await client.purge_all()
 
 
-async def warm(address: str, texts: Sequence[str], told: Callable[[Warmed], None]) -> Warmed:
+async def warm(
+    address: str, texts: Sequence[str], told: Callable[[Warmed], None], *, api_key: str | None = None
+) -> Warmed:
     """Have the predictions of `texts` kept, in their order; `told` hears how far it is.
 
     Raises as `classify` does, with the number of those done before.
     """
     done = Warmed()
     try:
-        async with _client(address, attempts=WARM_ATTEMPTS) as client:
+        async with _client(address, api_key, attempts=WARM_ATTEMPTS) as client:
             for batch in _batches(texts):
                 told(done)
                 done = done.plus(await client.warm(batch))
@@ -78,9 +80,13 @@ async def warm(address: str, texts: Sequence[str], told: Callable[[Warmed], None
 
 
 @asynccontextmanager
-async def _client(address: str, *, attempts: int = 3) -> AsyncIterator[HttpClient]:
+async def _client(address: str, api_key: str | None, *, attempts: int = 3) -> AsyncIterator[HttpClient]:
     try:
-        async with HttpClient(address, attempts=attempts) as client:
+        asking = HttpClient(address, api_key=api_key, attempts=attempts)
+    except ValueError as error:
+        raise StartupError(str(error)) from None
+    try:
+        async with asking as client:
             yield client
     except aiohttp.InvalidURL:
         raise StartupError(f"{address} is not an address; --url takes one such as http://127.0.0.1:8000") from None

@@ -45,9 +45,10 @@ POLL_S = 0.2
 
 STORE_VARIABLES = {"predictions": "REDIS_URL", "feedback": "FEEDBACK_REDIS_URL"}
 EXAMPLE = (
-    "curl -X POST {address}/api/v1/intents/classify -H 'Content-Type: application/json' "
+    "curl -X POST {address}/api/v1/intents/classify -H 'Content-Type: application/json' {key}"
     """-d '{{"text": "Write a haiku about autumn"}}'"""
 )
+KEY_EXAMPLE = '-H "Authorization: Bearer $INTENTS_API_KEY" '
 
 
 def up(plan: Plan, state_file: StateFile, progress: Progress, environment: Mapping[str, str] = os.environ) -> None:
@@ -190,9 +191,14 @@ class Supervisor:
         self._progress.rest()
         if health != "ok":
             self._progress.done(f"not everything is there yet: {health}")
+        keys = self._plan.keys_in_force
+        if keys is not None:
+            file = self._plan.arguments["api_keys_file"]
+            self._progress.done(f"every call needs one of the API keys in {file}; in force: {keys}")
         self._progress.done(f"serving at {self._plan.address}")
+        example = EXAMPLE.format(address=self._plan.address, key="" if keys is None else KEY_EXAMPLE)
         self._progress.tell(
-            f"\n  {EXAMPLE.format(address=self._plan.address)}\n\n"
+            f"\n  {example}\n\n"
             f"  from Python: RAY_AUTH_MODE=disabled RAY_ADDRESS={self._node.gcs}; dashboard: {DASHBOARD}\n"
             "  stop with Ctrl-C or `intents down`\n"
         )

@@ -1,14 +1,18 @@
 """The `intents` command where nothing runs: what it says and how it exits."""
 
+import asyncio
 import json
 import threading
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
+from deployments.client import HttpClient
 from deployments.local.ports import free_ports
 
 ANSWER = {
@@ -23,10 +27,15 @@ ANSWER = {
 class Service(BaseHTTPRequestHandler):
     """Answers a batch or a purge as the service does; refuses the text `wrong`. It keeps 7 predictions."""
 
+    seen_keys: ClassVar[list[str | None]] = []
+
     def do_POST(self) -> None:
+        self.seen_keys.append(self.headers["Authorization"])
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         texts = asked.get("texts", [])
         status, body = 200, {"results": [ANSWER] * len(texts)}
+        if self.path.endswith("/cache/warm"):
+            body = {"requested": len(texts), "already_cached": 0, "computed": len(texts)}
         if self.path.endswith("/cache/purge"):
             body = {"deleted": 7 if asked.get("all") else len(texts)}
         if "wrong" in texts:
@@ -159,6 +168,54 @@ def test_a_refused_purge_is_one_line(intents, address):
     assert result.exit_code == 1
     assert "answers invalid-input: texts.0: is wrong" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["classify", "purge", "warm"])
+@pytest.mark.parametrize(
+    ("option", "variable", "sent"),
+    [
+        ((), "", None),
+        (("--key", "ig_1"), "", "Bearer ig_1"),
+        ((), "ig_2\n", "Bearer ig_2"),
+        (("--key", "ig_1"), "ig_2", "Bearer ig_1"),
+    ],
+)
+def test_a_key_is_sent_from_the_option_or_the_variable(intents, address, command, option, variable, sent):
+    """The option wins; an empty variable is none."""
+    Service.seen_keys.clear()
+    text = "-" if command == "warm" else "hello"
+    result = intents(command, "--url", address, *option, text, input="hello\n", env={"INTENTS_API_KEY": variable})
+
+    assert result.exit_code == 0, result.stderr
+    assert Service.seen_keys == [sent]
+
+
+@pytest.mark.parametrize("key", ["ig_s3cret\r\nX-Evil: 1", "ig_s3crét", "ig_\x01s3cret", "ig_ s3cret"])
+def test_a_key_that_no_header_can_carry_is_one_line_without_it(intents, address, key):
+    """A terminal's scrollback is no place for secrets."""
+    result = intents("classify", "--url", address, "hello", env={"INTENTS_API_KEY": key})
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("intents: the API key holds ")
+    assert "s3cr" not in result.stderr + result.stdout
+
+
+def test_a_client_shows_its_key_to_nobody():
+    """Neither by repr nor by the error of a service that is not there."""
+
+    async def ask() -> str:
+        async with client:
+            try:
+                await client.classify("hello")
+            except ConnectionError as error:
+                return "".join(traceback.format_exception(error))
+        return ""
+
+    client = HttpClient(f"http://127.0.0.1:{free_ports(1)[0]}", api_key="ig_s3cret")
+    told = asyncio.run(ask())
+
+    assert "cannot be reached" in told
+    assert "s3cret" not in told + repr(client)
 
 
 def test_another_server_at_the_address_is_not_taken_for_the_service(intents, address):

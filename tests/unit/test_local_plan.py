@@ -1,7 +1,10 @@
 """What a local run decides before it starts anything."""
 
+from pathlib import Path
+
 import pytest
 
+from deployments.core.api_keys import KeysFile, changing, utc_now
 from deployments.core.errors import StartupError
 from deployments.local.files import shipped
 from deployments.local.plan import Options, Plan, is_loopback, plan
@@ -17,7 +20,18 @@ applications:
 def planned(tmp_path, config: str = CONFIG, environment: dict[str, str] | None = None, **options) -> Plan:
     path = tmp_path / "serve_config.yaml"
     path.write_text(config)
-    return plan(Options(config=path, data_dir=tmp_path, **options), environment or {})
+    own = {"XDG_DATA_HOME": str(tmp_path / "data")}  # the tester's own keys are none of this
+    return plan(Options(config=path, data_dir=tmp_path, **options), own | (environment or {}))
+
+
+def keys_in(path: Path, *names: str) -> Path:
+    """A keys file with a key of each name, the first of them revoked."""
+    content = KeysFile()
+    for name in names:
+        content, _ = content.with_new(name, ["classify"], utc_now())
+    with changing(path) as write:
+        write(content.with_revoked(names[0], utc_now()))
+    return path
 
 
 def test_host_and_port_of_the_command_line_win_and_other_http_options_stay(tmp_path):
@@ -32,6 +46,53 @@ def test_auth_open_is_an_argument_of_the_application(tmp_path):
     found = planned(tmp_path, open_to_all=True)
 
     assert found.arguments == {"auth": "open"}
+
+
+def test_without_a_keys_file_the_service_asks_for_no_key(tmp_path):
+    """As it always did."""
+    found = planned(tmp_path)
+
+    assert (found.keys_in_force, found.arguments) == (None, {})
+
+
+def test_the_keys_of_the_command_are_found_where_it_puts_them(tmp_path):
+    """Whoever made one means it; revoked ones do not count."""
+    file = keys_in(tmp_path / "data" / "intentgraph" / "keys.json", "a", "b", "c")
+    found = planned(tmp_path)
+
+    assert (found.keys_in_force, found.arguments) == (2, {"api_keys_file": str(file)})
+
+
+def test_a_keys_file_that_is_named_wins_over_the_configurations_and_that_over_the_one_found(tmp_path):
+    """Replicas get the whole path: their working folder is another."""
+    named, configured = keys_in(tmp_path / "n.json", "a", "b"), keys_in(tmp_path / "c.json", "a", "b", "c")
+    keys_in(tmp_path / "data" / "intentgraph" / "keys.json", "a")
+    config = CONFIG + f"    args: {{api_keys_file: {configured}, cache_ttl: 5}}\n"
+
+    assert planned(tmp_path, config, keys=named).arguments == {"api_keys_file": str(named), "cache_ttl": 5}
+    assert planned(tmp_path, config).arguments == {"api_keys_file": str(configured), "cache_ttl": 5}
+    assert planned(tmp_path, config).keys_in_force == 2
+
+
+def test_a_path_of_keys_in_the_configuration_is_taken_from_here(tmp_path, monkeypatch):
+    """As everything a user writes on this machine."""
+    monkeypatch.chdir(tmp_path)
+    keys_in(tmp_path / "c.json", "a")
+
+    assert planned(tmp_path, CONFIG + "    args: {api_keys_file: c.json}\n").arguments == {
+        "api_keys_file": str(tmp_path / "c.json")
+    }
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_keys_file_that_is_missing_or_broken_is_found_before_anything_starts(tmp_path, content):
+    """Else the service would come up to refuse to."""
+    file = tmp_path / "k.json"
+    if content:
+        file.write_text(content)
+
+    with pytest.raises(StartupError, match=str(file)):
+        planned(tmp_path, keys=file)
 
 
 @pytest.mark.parametrize(

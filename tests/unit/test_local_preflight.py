@@ -89,14 +89,17 @@ def test_a_host_that_is_not_ours_is_said_so(tmp_path):
     assert "--host" in found[0]
 
 
-def test_other_machines_are_let_in_only_when_it_is_meant(tmp_path):
-    """A host other than loopback needs `auth: open`, since no keys are configured."""
-    refused = problems(a_plan(tmp_path, host="0.0.0.0"), FINE)
-    meant = problems(a_plan(tmp_path, host="0.0.0.0", arguments={"auth": "open"}), FINE)
+@pytest.mark.parametrize(
+    ("keys_in_force", "arguments", "refused"),
+    [(None, None, True), (None, {"auth": "local"}, True), (None, {"auth": "open"}, False), (0, None, False)],
+)
+def test_other_machines_are_let_in_with_keys_or_when_it_is_meant(tmp_path, keys_in_force, arguments, refused):
+    """A file without a key in force lets nobody in: that is no danger."""
+    plan = replace(a_plan(tmp_path, host="0.0.0.0", arguments=arguments), keys_in_force=keys_in_force)
+    found = problems(plan, FINE)
 
-    assert len(refused) == 1
-    assert "auth: open" in refused[0]
-    assert meant == []
+    assert len(found) == refused
+    assert all("intents keys add" in line and "--auth-open" in line for line in found)
 
 
 def test_wheels_nobody_needs_may_be_missing(tmp_path):
