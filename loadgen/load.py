@@ -1,5 +1,6 @@
 """What a run is asked to do: the traffic, where it goes, and when its result is not to be believed."""
 
+import os
 import secrets
 from typing import Literal, Self
 
@@ -9,6 +10,10 @@ from loadgen.traffic import Traffic
 
 HANDLE = "handle:"
 CacheState = Literal["fresh", "cold", "warm", "as-is"]
+
+
+KEY_VARIABLE = "INTENTS_API_KEY"
+"""The variable with the API key of a service that asks for one. No field: reports repeat every field."""
 
 
 class LoadError(Exception):
@@ -86,3 +91,9 @@ class Load(BaseModel):
     def by_handle(self) -> bool:
         """Whether calls go over a deployment handle instead of HTTP."""
         return self.target.startswith(HANDLE)
+
+
+def authorization() -> dict[str, str]:
+    """The header with the API key, if there is one."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -15,7 +15,7 @@ import numpy as np
 from loadgen.crew import Crew, Ended
 from loadgen.display import Display, SilentDisplay
 from loadgen.hit_rate import expected_hit_rate
-from loadgen.load import Load, LoadError
+from loadgen.load import Load, LoadError, authorization
 from loadgen.machine import command, commit, machine, versions
 from loadgen.recording import Recording
 from loadgen.report import Machine, Reconciliation, Report, Steadiness
@@ -112,7 +112,8 @@ class _Run:
         """The server's counters once they are complete, or rest; None where they cannot be read."""
         assert self._load.counters_url
         settling = Settling(self._load.settle_s)
-        async with aiohttp.ClientSession() as session:
+        headers = {} if self._load.metrics_url else authorization()  # a key is for the service alone
+        async with aiohttp.ClientSession(headers=headers) as session:
             while (counts := await scrape(session, self._load.counters_url)) is not None:
                 # What agrees may not be all yet: it must also have rested, if not for so long.
                 if settling.settled(counts) or (complete(counts) and settling.rested_s >= AGREED_REST_S):

@@ -105,7 +105,7 @@ def _feedback(served: Counts, tally: Tally) -> list[Counted]:
     rows = [
         row("feedback recorded", ("recorded", "duplicate"), tally.feedback["feedback"]),
         row("feedback unavailable (5xx)", ("unavailable",), tally.feedback["server_error"]),
-        row("feedback refused (4xx)", ("rejected",), tally.feedback["rejected"]),
+        row("feedback refused (4xx)", ("rejected",), tally.feedback["rejected"] + tally.feedback["shed"]),
     ]
     return [each for each in rows if each.server or each.high]
 

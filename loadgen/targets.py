@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from loadgen.load import HANDLE, Load, LoadError
+from loadgen.load import HANDLE, Load, LoadError, authorization
 from loadgen.report import HIT_SERIES
 from loadgen.traffic import Call
 
@@ -91,7 +91,7 @@ class HttpTarget:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json"} | authorization(),
         )
 
     async def probe(self) -> str:

@@ -16,6 +16,7 @@ from loadgen.recording import Recording, Sample, Tally
 from loadgen.report import Counted, Reconciliation, Report
 from loadgen.server_metrics import FEEDBACK, REQUESTS, Settling, parse, reconcile
 from loadgen.steadiness import steadiness
+from loadgen.targets import HttpTarget
 from loadgen.traffic import Traffic
 from tests.unit.reports import report
 
@@ -94,6 +95,24 @@ class TestRecording:
         assert recorded(sample(series="unknown", caches=("unknown",))).hit_rate is None
 
 
+class TestKey:
+    @pytest.mark.parametrize(("value", "sent"), [("ig_1\n", "Bearer ig_1"), ("", None), (None, None)])
+    async def test_the_key_of_the_environment_goes_with_every_call_and_into_no_report(
+        self, monkeypatch: pytest.MonkeyPatch, value: str | None, sent: str | None
+    ):
+        monkeypatch.delenv("INTENTS_API_KEY", raising=False)
+        if value is not None:
+            monkeypatch.setenv("INTENTS_API_KEY", value)
+        load = Load(traffic=Traffic())
+        target = HttpTarget(load.target, load.timeout_s, load.api_path, "")
+        await target.open()
+        try:
+            assert target._session.headers.get("Authorization") == sent
+            assert "ig_1" not in load.model_dump_json()
+        finally:
+            await target.close()
+
+
 class TestReconciliation:
     def test_equal_counts_agree_and_one_off_disagrees(self):
         tally = Tally()
@@ -120,6 +139,13 @@ class TestReconciliation:
 
         assert reconcile(Counter(), Counter({(FEEDBACK, "recorded"): 1}), tally).agrees
         assert not reconcile(Counter(), Counter({(REQUESTS, "success"): 1}), tally).agrees
+
+    @pytest.mark.parametrize("series", ["rejected", "shed"])
+    def test_feedback_that_is_refused_or_comes_too_fast_is_one_count_of_the_server(self, series: str):
+        tally = Tally()
+        tally.add(sample(series=series, caches=(), feedback=True))
+
+        assert reconcile(Counter(), Counter({(FEEDBACK, "rejected"): 1}), tally).agrees
 
     @pytest.mark.parametrize(("served", "note"), [(5, "somebody else"), (0, "arrive later"), (-3, "started again")])
     def test_a_disagreement_says_what_it_may_be(self, served: int, note: str):
