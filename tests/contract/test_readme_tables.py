@@ -68,10 +68,14 @@ def test_the_error_table_is_the_errors():
 
 
 def test_every_call_under_the_api_is_in_the_table():
-    """Method and path."""
-    expected = {f"`{call.method} {call.path.removeprefix(API)}`" for call in CALLS if call.path.startswith(API)}
+    """Method, path, and the scope that it needs."""
+    expected = {
+        (f"`{call.method} {call.path.removeprefix(API)}`", f"`{call.scope}`")
+        for call in CALLS
+        if call.path.startswith(API)
+    }
 
-    assert {row[0] for row in rows("| call |")} == expected
+    assert {(row[0], row[1]) for row in rows("| call |")} == expected
 
 
 def test_every_file_the_readme_links_to_exists():
