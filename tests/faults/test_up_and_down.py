@@ -1,4 +1,4 @@
-"""Starting and stopping as a user does. Runs last of all: it ends the service the other tests share."""
+"""Starting and stopping as a user does. Runs last of those that share a service: it ends it."""
 
 from tests.service import STOP_TIMEOUT_S, Service, wait_for
 

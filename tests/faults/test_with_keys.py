@@ -1,0 +1,148 @@
+"""A service that asks for keys, started after the one that the other tests share has ended."""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_logs import SERVE_LOGS, request_lines
+from tests.service import API, RECORD, Answer, Service, request, wait_for
+
+REVOKED_WITHIN_S = 2
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A service with keys, and the command that makes more of them."""
+
+    service: Service
+    app: str
+    operator: str
+
+    def ask(self, call: str, body: object = None, *, key: str = "", url: str = "", **headers: str) -> Answer:
+        """Make a call under the API with a key, or none; header names are given with underscores."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        bearer = {"Authorization": f"Bearer {key}"} if key else {}
+        return request(f"{url or self.service.url}{API}{call}", body, headers=named | bearer)
+
+
+def make_key(service: Service, name: str, *scopes: str) -> str:
+    """The key that the command prints."""
+    made = service.intents("keys", "add", name, *(word for scope in scopes for word in ("--scope", scope)))
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    """`intents up` finds the keys that were made before."""
+    service = Service(tmp_path_factory.mktemp("keyed"))
+    app, operator = make_key(service, "app", "classify", "feedback"), make_key(service, "operator", "admin")
+    try:
+        service.start()
+        yield Keyed(service, app, operator)
+    finally:
+        service.close()
+
+
+def test_a_call_needs_a_key_with_its_scope_on_every_replica(keyed: Keyed):
+    """401 without one, 403 with another's, whatever the proxy in front does; probes need none."""
+    body = {"text": f"Is it {uuid.uuid4()}?"}
+    for url in keyed.service.replica_urls():
+        assert keyed.ask("/classify", body, url=url).status == 401
+        assert keyed.ask("/classify", body, url=url, key=keyed.app).status == 200
+        assert keyed.ask("/classify", body, url=url).status == 401  # it is at hand by now
+    refused = keyed.ask("/cache/purge", {"all": True}, key=keyed.app)
+    huge = keyed.ask("/classify", b"x" * 1024 * 1024)
+
+    assert "in force: 2" in keyed.service.output.read_text()
+    assert (refused.status, refused.json()["type"]) == (403, "forbidden")
+    assert "`admin`" in refused.json()["detail"]
+    assert (huge.status, huge.headers["WWW-Authenticate"]) == (401, 'Bearer realm="intents"')
+    assert keyed.service.get("/health/ready").status == 200
+
+
+def test_a_correction_without_the_scope_for_it_changes_no_answer_until_it_is_approved(keyed: Keyed):
+    """On any replica."""
+    text = f"Correct me {uuid.uuid4()}"
+    before = keyed.ask("/classify", {"text": text}, key=keyed.app).json()
+    receipt = keyed.ask("/feedback", RECORD | {"text": text}, key=keyed.app).json()
+    (waiting,) = keyed.ask("/feedback?state=pending", key=keyed.operator).json()["items"]
+
+    def sources() -> set[str]:
+        answers = [
+            keyed.ask("/classify", {"text": text}, url=url, key=keyed.app) for url in keyed.service.replica_urls()
+        ]
+        return {answer.json()["metadata"]["source"] for answer in answers}
+
+    assert (receipt["cache_updated"], waiting["feedback_id"], waiting["by"]) == (False, receipt["feedback_id"], "app")
+    assert sources() == {before["metadata"]["source"]} == {"model"}
+    assert keyed.ask(f"/feedback/{receipt['feedback_id']}/approve", b"", key=keyed.app).status == 403
+    assert keyed.ask(f"/feedback/{receipt['feedback_id']}/approve", b"", key=keyed.operator).status == 200
+    wait_for(lambda: sources() == {"correction"}, 5, lambda: "an approved correction never showed")
+
+
+def test_a_key_that_is_made_or_revoked_meanwhile_counts_within_two_seconds(keyed: Keyed):
+    """On every replica, also for what is at hand there; nothing is restarted."""
+    service, body = keyed.service, {"text": "Write a haiku about autumn"}
+    key = make_key(service, "passing", "classify")
+
+    def statuses() -> set[int]:
+        return {keyed.ask("/classify", body, url=url, key=key).status for url in service.replica_urls()}
+
+    wait_for(lambda: statuses() == {200}, REVOKED_WITHIN_S, lambda: f"a new key is answered {statuses()}")
+    assert service.intents("keys", "revoke", "passing").returncode == 0
+    wait_for(lambda: statuses() == {401}, REVOKED_WITHIN_S, lambda: f"a revoked key is answered {statuses()}")
+    assert keyed.ask("/classify", body, key=keyed.app).status == 200
+
+
+def test_with_a_broken_keys_file_the_service_goes_on(keyed: Keyed):
+    """With the keys that it knew."""
+    file = keyed.service.folder / "data" / "intentgraph" / "keys.json"
+    whole = file.read_text()
+    file.write_text("{")
+    try:
+        wait_for(lambda: "read last stay in force" in ingress_log(), 10, lambda: "the broken file was not told of")
+        assert keyed.ask("/types", key=keyed.app).status == 200
+        assert keyed.ask("/types").status == 401
+    finally:
+        file.write_text(whole)
+
+
+def test_commands_take_the_key_of_the_environment(keyed: Keyed):
+    """Without it one line says what is wanted."""
+    without = keyed.service.intents("classify", "Write a haiku about autumn")
+    keyed.service.environment["INTENTS_API_KEY"] = keyed.app
+    try:
+        with_key = keyed.service.intents("classify", "Write a haiku about autumn")
+    finally:
+        del keyed.service.environment["INTENTS_API_KEY"]
+
+    assert (without.returncode, with_key.returncode) == (1, 0)
+    assert "unauthorized" in without.stderr
+    assert len(without.stderr.splitlines()) == 1
+    assert "creative_writing" in with_key.stdout
+
+
+def test_the_log_has_names_and_no_keys(keyed: Keyed):
+    """Neither Serve's files nor what `intents up` says; a hit's line names its caller too."""
+    ids = [uuid.uuid4().hex, uuid.uuid4().hex]
+    for request_id in ids:
+        keyed.ask("/classify", {"text": "Who am I?"}, key=keyed.app, X_Request_ID=request_id)
+    wait_for(lambda: all(request_lines(each) for each in ids), 5, lambda: "the lines never came")
+    written = "".join(path.read_text(errors="replace") for path in logs(keyed))
+
+    assert [line["caller"] for each in ids for line in request_lines(each)] == ["app", "app"]
+    assert not any(key.split("_", 2)[2] in written for key in (keyed.app, keyed.operator))
+
+
+def ingress_log() -> str:
+    return "".join(path.read_text(errors="replace") for path in SERVE_LOGS.glob("replica_intents_Ingress*.log"))
+
+
+def logs(keyed: Keyed) -> list[Path]:
+    """Every file that somebody writes lines to."""
+    state = keyed.service.folder / "state" / "intentgraph"
+    return [keyed.service.output, *state.glob("*.log"), *SERVE_LOGS.parent.rglob("*.log")]
