@@ -76,10 +76,10 @@ class Service:
         self._up: subprocess.Popen[bytes] | None = None
         self._seen: set[psutil.Process] = set()
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Start in the foreground and wait until it says that it serves."""
         with self.output.open("wb") as output:
-            command = [*INTENTS, "up", "--port", str(self.port)]
+            command = [*INTENTS, "up", "--port", str(self.port), *options]
             self._up = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=self.environment, cwd=ROOT, start_new_session=True
             )

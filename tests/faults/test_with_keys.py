@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.test_logs import SERVE_LOGS, request_lines
-from tests.service import API, RECORD, Answer, Service, request, wait_for
+from tests.service import API, RECORD, ROOT, Answer, Service, request, wait_for
 
 REVOKED_WITHIN_S = 2
+BURST = 3
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Keyed:
 
     service: Service
     app: str
+    robot: str
     operator: str
 
     def ask(self, call: str, body: object = None, *, key: str = "", url: str = "", **headers: str) -> Answer:
@@ -37,12 +40,21 @@ def make_key(service: Service, name: str, *scopes: str) -> str:
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
-    """`intents up` finds the keys that were made before."""
-    service = Service(tmp_path_factory.mktemp("keyed"))
-    app, operator = make_key(service, "app", "classify", "feedback"), make_key(service, "operator", "admin")
+    """`intents up` finds the keys that were made before; each may send three records, and then hardly any."""
+    folder = tmp_path_factory.mktemp("keyed")
+    service = Service(folder)
+    keyed = Keyed(
+        service,
+        app=make_key(service, "app", "classify", "feedback"),
+        robot=make_key(service, "robot", "feedback"),
+        operator=make_key(service, "operator", "admin"),
+    )
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["applications"][0]["args"] |= {"feedback_burst": BURST, "feedback_rate_per_s": 0.01}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     try:
-        service.start()
-        yield Keyed(service, app, operator)
+        service.start("--config", str(folder / "config.yaml"))
+        yield keyed
     finally:
         service.close()
 
@@ -57,7 +69,7 @@ def test_a_call_needs_a_key_with_its_scope_on_every_replica(keyed: Keyed):
     refused = keyed.ask("/cache/purge", {"all": True}, key=keyed.app)
     huge = keyed.ask("/classify", b"x" * 1024 * 1024)
 
-    assert "in force: 2" in keyed.service.output.read_text()
+    assert "in force: 3" in keyed.service.output.read_text()
     assert (refused.status, refused.json()["type"]) == (403, "forbidden")
     assert "`admin`" in refused.json()["detail"]
     assert (huge.status, huge.headers["WWW-Authenticate"]) == (401, 'Bearer realm="intents"')
@@ -69,7 +81,8 @@ def test_a_correction_without_the_scope_for_it_changes_no_answer_until_it_is_app
     text = f"Correct me {uuid.uuid4()}"
     before = keyed.ask("/classify", {"text": text}, key=keyed.app).json()
     receipt = keyed.ask("/feedback", RECORD | {"text": text}, key=keyed.app).json()
-    (waiting,) = keyed.ask("/feedback?state=pending", key=keyed.operator).json()["items"]
+    items = keyed.ask("/feedback?state=pending", key=keyed.operator).json()["items"]
+    (waiting,) = (item for item in items if item["text"] == text)
 
     def sources() -> set[str]:
         answers = [
@@ -82,6 +95,17 @@ def test_a_correction_without_the_scope_for_it_changes_no_answer_until_it_is_app
     assert keyed.ask(f"/feedback/{receipt['feedback_id']}/approve", b"", key=keyed.app).status == 403
     assert keyed.ask(f"/feedback/{receipt['feedback_id']}/approve", b"", key=keyed.operator).status == 200
     wait_for(lambda: sources() == {"correction"}, 5, lambda: "an approved correction never showed")
+
+
+def test_a_key_that_sends_too_fast_is_429_and_no_other_is(keyed: Keyed):
+    """Counted in one place, whichever replica it was sent to; the time told is the rate's."""
+    record = RECORD | {"text": f"Too often {uuid.uuid4()}"}
+    urls = keyed.service.replica_urls()
+    answers = [keyed.ask("/feedback", record, key=keyed.robot, url=urls[each % len(urls)]) for each in range(BURST + 2)]
+
+    assert [answer.status for answer in answers] == [201] * BURST + [429] * 2
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 100
+    assert keyed.ask("/feedback", record, key=keyed.operator).status == 201
 
 
 def test_a_key_that_is_made_or_revoked_meanwhile_counts_within_two_seconds(keyed: Keyed):
@@ -135,7 +159,7 @@ def test_the_log_has_names_and_no_keys(keyed: Keyed):
     written = "".join(path.read_text(errors="replace") for path in logs(keyed))
 
     assert [line["caller"] for each in ids for line in request_lines(each)] == ["app", "app"]
-    assert not any(key.split("_", 2)[2] in written for key in (keyed.app, keyed.operator))
+    assert not any(key.split("_", 2)[2] in written for key in (keyed.app, keyed.robot, keyed.operator))
 
 
 def ingress_log() -> str:
