@@ -218,9 +218,9 @@ async def test_a_body_in_parts_reaches_the_application_whole(
 )
 async def test_every_header_that_reaches_serve_is_utf8(sent: bytes, read: bytes):
     """Serve's own reading of them fails on anything else, with a 500 that nobody of ours sees."""
-    reached: list[Scope] = []
+    reached: list[types.Scope] = []
 
-    async def serve(scope: Scope, _receive: Receive, _send: Send) -> None:
+    async def serve(scope: types.Scope, _receive: Receive, _send: Send) -> None:
         reached.append(scope)
 
     (middleware,) = middlewares()
