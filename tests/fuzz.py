@@ -43,7 +43,7 @@ def _labelled(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-DOCUMENT = _labelled(document(CALLS))
+DOCUMENT = _labelled(document(CALLS, needs_key=False))
 
 
 @dataclass(frozen=True)
