@@ -98,6 +98,10 @@ def up(
         bool,
         typer.Option("--auth-open", help="Without keys, everyone who reaches the port may call (`auth: open`)."),
     ] = False,
+    unsafe_feedback: Annotated[
+        bool,
+        typer.Option("--unsafe-feedback", help="Take a log's store also if it may lose what it acknowledged."),
+    ] = False,
 ) -> None:
     """Start the stores, Ray and the graph on this machine, and serve until Ctrl-C.
 
@@ -115,6 +119,7 @@ def up(
             haproxy=not no_haproxy,
             open_to_all=auth_open,
             keys=keys.absolute() if keys else None,
+            unsafe_feedback=unsafe_feedback,
         )
         _up_detached(options) if detach else _up(options)
 
@@ -138,6 +143,7 @@ def _up_detached(options: Options) -> None:
         f"--port={options.port}",
         *([f"--keys={options.keys}"] if options.keys else []),
         *(["--auth-open"] if options.open_to_all else []),
+        *(["--unsafe-feedback"] if options.unsafe_feedback else []),
         *([] if options.haproxy else ["--no-haproxy"]),
     ]
     control.start_detached(arguments, _state_file(), Progress())

@@ -34,6 +34,7 @@ class Options:
     haproxy: bool = True
     open_to_all: bool = False
     keys: Path | None = None
+    unsafe_feedback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ def _adapted(config: dict[str, Any], options: Options, own_keys: Path) -> dict[s
     arguments = application.get("args") or {}
     if options.open_to_all:
         arguments |= {"auth": "open"}
+    if options.unsafe_feedback:
+        arguments |= {"unsafe_feedback": True}
     if keys := options.keys or arguments.get("api_keys_file") or (own_keys if own_keys.exists() else None):
         arguments |= {"api_keys_file": str(Path(keys).absolute())}
     return adapted | {"applications": [application | {"args": arguments}, *adapted["applications"][1:]]}

@@ -48,6 +48,11 @@ def test_auth_open_is_an_argument_of_the_application(tmp_path):
     assert found.arguments == {"auth": "open"}
 
 
+def test_unsafe_feedback_is_an_argument_of_the_application(tmp_path):
+    """`--unsafe-feedback` says what `unsafe_feedback: true` in `args:` says."""
+    assert planned(tmp_path, unsafe_feedback=True).arguments == {"unsafe_feedback": True}
+
+
 def test_without_a_keys_file_the_service_asks_for_no_key(tmp_path):
     """As it always did."""
     found = planned(tmp_path)
