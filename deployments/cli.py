@@ -75,7 +75,7 @@ def main() -> None:
         "REDIS_URL=redis://cache.example:6379/0 FEEDBACK_REDIS_URL=redis://log.example:6379/0 intents up",
     )
 )
-def up(
+def up(  # noqa: PLR0913, PLR0917 — one parameter for each option
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background once it serves.")] = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8000,
     host: Annotated[
