@@ -30,6 +30,8 @@ _REQUIRED = {
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
+RawEntry = tuple[bytes, dict[bytes, bytes]]
+"""An id, and the fields."""
 
 
 class LogStore:
@@ -61,7 +63,7 @@ class LogStore:
             self.doubt()
             raise Unavailable(f"the feedback log does not answer ({type(error).__name__})") from error
 
-    async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> Any:
+    async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
         """Run a script that writes, on a store that keeps what it acknowledges. Raises `Unavailable`."""
         try:
             await self.require_durable()
@@ -71,14 +73,22 @@ class LogStore:
 
     async def entries(self, first: str, last: str = "+", *, count: int = PAGE) -> list[LogEntry]:
         """The first `count` entries from `first` to `last`; `(` before an id leaves it out. Raises `Unavailable`."""
-        page: Any = await self.ask(self.client.xrange(LOG, min=first, max=last, count=count))
-        return [LogEntry.parse(entry_id, fields) for entry_id, fields in page]
+        return [LogEntry.parse(entry_id, fields) for entry_id, fields in await self._range(first, last, count)]
 
     async def all_entries(self, after: str, last: str = "+") -> AsyncIterator[list[LogEntry]]:
         """Every entry after `after` up to `last`, a page at a time, in order. Raises `Unavailable`."""
-        while page := await self.entries(f"({after}", last):
+        async for page in self.raw_entries(after, last):
+            yield [LogEntry.parse(entry_id, fields) for entry_id, fields in page]
+
+    async def raw_entries(self, after: str, last: str = "+") -> AsyncIterator[list[RawEntry]]:
+        """The same as they lie in the store. Raises `Unavailable`."""
+        while page := await self._range(f"({after}", last, PAGE):
             yield page
-            after = page[-1].entry_id
+            after = page[-1][0].decode()
+
+    async def _range(self, first: str, last: str, count: int) -> list[RawEntry]:
+        page: Any = await self.ask(self.client.xrange(LOG, min=first, max=last, count=count))
+        return list(page)
 
     async def newest_id(self) -> str | None:
         """The id of the last entry; None of an empty log. Raises `Unavailable`."""
