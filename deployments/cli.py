@@ -9,45 +9,29 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path  # noqa: TC003 — typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from deployments import keys_cli
 from deployments.core.errors import StartupError
 from deployments.local.files import shipped
-from deployments.local.instance import StateFile, data_folder, state_folder
-from deployments.terminal import INTERRUPTED, console, examples, one_line_errors, shortened
+from deployments.local.instance import data_folder, service_address, state_file
+from deployments.terminal import INTERRUPTED, KeyOption, UrlOption, console, examples, one_line_errors, shortened
 from deployments.training import cli as training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from deployments.local.control import Report
     from deployments.local.plan import Options
     from deployments.local.remote import Warmed
 
-UrlOption = Annotated[
-    str | None, typer.Option("--url", help="Address of the service; the one running here when absent.")
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--key",
-        envvar="INTENTS_API_KEY",
-        show_default=False,
-        help="API key; better in the variable than here, where other users of the machine see it.",
-    ),
-]
-
-DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 SHOWN_TEXT = 48
 
 app = typer.Typer(
@@ -129,7 +113,7 @@ def _up(options: Options) -> None:
     from deployments.local.plan import plan
     from deployments.local.progress import Progress
 
-    supervisor.up(plan(options), _state_file(), Progress())
+    supervisor.up(plan(options), state_file(), Progress())
 
 
 def _up_detached(options: Options) -> None:
@@ -146,7 +130,7 @@ def _up_detached(options: Options) -> None:
         *(["--unsafe-feedback"] if options.unsafe_feedback else []),
         *([] if options.haproxy else ["--no-haproxy"]),
     ]
-    control.start_detached(arguments, _state_file(), Progress())
+    control.start_detached(arguments, state_file(), Progress())
 
 
 @app.command(epilog=examples("intents down"))
@@ -157,7 +141,7 @@ def down() -> None:
         from deployments.local.progress import Progress
 
         progress = Progress()
-        if control.stop(_state_file(), progress):
+        if control.stop(state_file(), progress):
             progress.done("nothing is left running")
         else:
             progress.tell("nothing is running")
@@ -169,7 +153,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     with one_line_errors():
         from deployments.local import control
 
-        state = _state_file().read()
+        state = state_file().read()
         if state is None or not state.alive:
             raise StartupError("nothing is running; start it with `intents up`")
         report = control.report(state)
@@ -232,7 +216,7 @@ def classify(
     with one_line_errors():
         from deployments.local import remote
 
-        address = _address(url)
+        address = service_address(url)
         asked = list(_texts(texts))
         if not asked:
             raise StartupError("no text came in; give one, or a line of standard input for `-`")
@@ -242,13 +226,6 @@ def classify(
                 typer.echo(json.dumps(answer, ensure_ascii=False))
         else:
             _show_answers(asked, answers)
-
-
-def _address(url: str | None) -> str:
-    if url and not url.startswith(("http://", "https://")):
-        raise StartupError(f"--url needs http:// or https:// before {url}")
-    state = _state_file().read()
-    return url or (state.address if state and state.alive else DEFAULT_ADDRESS)
 
 
 def _texts(arguments: list[str]) -> Iterator[str]:
@@ -300,7 +277,7 @@ def purge(
 
         if everything == bool(texts):
             raise StartupError("give either texts or --all")
-        address = _address(url)
+        address = service_address(url)
         named = list(_texts(texts or []))
         if not everything and not named:
             raise StartupError("no text came in; give one, or a line of standard input for `-`")
@@ -336,27 +313,17 @@ def warm(
     """
     with one_line_errors():
         from deployments.local import remote
+        from deployments.local.progress import told_on_stderr
         from deployments.local.text_file import most_frequent
 
-        address = _address(url)
+        address = service_address(url)
         texts = most_frequent(file, top)
-        with _told_on_stderr() as tell:
+        with told_on_stderr() as tell:
             warming = remote.warm(
                 address, texts, lambda so_far: tell(f"{_warmed(so_far)}, of {len(texts):,}"), api_key=key
             )
             done = asyncio.run(warming)
         typer.echo(_warmed(done))
-
-
-@contextmanager
-def _told_on_stderr() -> Iterator[Callable[[str], None]]:
-    from deployments.local.progress import Progress
-
-    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
-    try:
-        yield progress.waiting
-    finally:
-        progress.rest()
 
 
 def _warmed(done: Warmed) -> str:
@@ -388,10 +355,6 @@ def _version(
     if show:
         typer.echo(version("intentgraph"))
         raise typer.Exit
-
-
-def _state_file() -> StateFile:
-    return StateFile(state_folder())
 
 
 if __name__ == "__main__":

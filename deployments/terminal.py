@@ -1,11 +1,11 @@
-"""What the `intents` commands share on a terminal: examples in the help, tables, failures in one line."""
+"""What the `intents` commands share on a terminal: the service's options, examples, tables, failures in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,19 @@ from deployments.core.errors import StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="Address of the service; the one running here when absent.")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="INTENTS_API_KEY",
+        show_default=False,
+        help="API key; better in the variable than here, where other users of the machine see it.",
+    ),
+]
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 

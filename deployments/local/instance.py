@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 NAME = "intentgraph"
+DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 Phase = Literal["starting", "ready", "stopping"]
 
 
@@ -105,6 +106,23 @@ class StateKeeper:
         """Change fields and write the file."""
         self.state = replace(self.state, **changes)
         self.file.write(self.state)
+
+
+def state_file() -> StateFile:
+    """That of this user."""
+    return StateFile(state_folder())
+
+
+def service_address(url: str | None) -> str:
+    """Where to ask: at `url`, else the service running here, else where one would.
+
+    Raises:
+        StartupError: the URL is not one of HTTP.
+    """
+    if url and not url.startswith(("http://", "https://")):
+        raise StartupError(f"--url needs http:// or https:// before {url}")
+    state = state_file().read()
+    return url or (state.address if state and state.alive else DEFAULT_ADDRESS)
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:

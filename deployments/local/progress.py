@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rich.status import Status
 
@@ -49,3 +50,13 @@ class Progress:
     @property
     def _elapsed(self) -> str:
         return f"{self._clock() - self._begun:6.1f} s"
+
+
+@contextmanager
+def told_on_stderr() -> Iterator[Callable[[str], None]]:
+    """Gives what shows on standard error how far a command is; nothing off a terminal."""
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    try:
+        yield progress.waiting
+    finally:
+        progress.rest()

@@ -44,19 +44,19 @@ async def classify(address: str, texts: Sequence[str], *, api_key: str | None = 
     Raises:
         StartupError: nothing answers at the address, or it answers with an error; one line.
     """
-    async with _client(address, api_key) as client:
+    async with connected(address, api_key) as client:
         return [answer for batch in _batches(texts) for answer in await client.classify_batch(batch)]
 
 
 async def purge(address: str, texts: Sequence[str], *, api_key: str | None = None) -> int:
     """Delete the kept predictions of `texts`; give how many there were. Raises as `classify` does."""
-    async with _client(address, api_key) as client:
+    async with connected(address, api_key) as client:
         return sum([await client.purge(batch) for batch in _batches(texts)])
 
 
 async def purge_all(address: str, *, api_key: str | None = None) -> int:
     """Delete every kept prediction; give how many there were. Raises as `classify` does."""
-    async with _client(address, api_key) as client:
+    async with connected(address, api_key) as client:
         return await client.purge_all()
 
 
@@ -69,7 +69,7 @@ async def warm(
     """
     done = Warmed()
     try:
-        async with _client(address, api_key, attempts=WARM_ATTEMPTS) as client:
+        async with connected(address, api_key, attempts=WARM_ATTEMPTS) as client:
             for batch in _batches(texts):
                 told(done)
                 done = done.plus(await client.warm(batch))
@@ -80,7 +80,8 @@ async def warm(
 
 
 @asynccontextmanager
-async def _client(address: str, api_key: str | None, *, attempts: int = 3) -> AsyncIterator[HttpClient]:
+async def connected(address: str, api_key: str | None, *, attempts: int = 3) -> AsyncIterator[HttpClient]:
+    """A client of the service at an address, whose failures are `StartupError`s of one line."""
     try:
         asking = HttpClient(address, api_key=api_key, attempts=attempts)
     except ValueError as error:
@@ -95,15 +96,16 @@ async def _client(address: str, api_key: str | None, *, attempts: int = 3) -> As
         raise StartupError(f"nothing answers at {address}; {remedy}") from None
     except TimeoutError as error:
         if "deadline-exceeded" in str(error):
-            raise StartupError(f"{address} answers {_one_line(error)}") from None
+            raise StartupError(f"{address} answers {one_line(error)}") from None
         raise StartupError(f"{address} does not answer in time; see `intents status`") from None
     except (ValueError, RuntimeError) as error:
-        raise StartupError(f"{address} answers {_one_line(error)}") from None
+        raise StartupError(f"{address} answers {one_line(error)}") from None
     except (aiohttp.ClientError, KeyError):
         raise StartupError(f"{address} does not answer as this service does; name it with --url") from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says."""
     return " ".join(str(error).split())
 
 

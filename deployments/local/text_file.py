@@ -45,17 +45,17 @@ def most_frequent(file: Path, top: int | None = None) -> list[str]:
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
     """Each text with its place."""
     has_rows = file.suffix == ".jsonl"
-    for index, (place, line) in enumerate(_lines(file)):
+    for index, (place, line) in enumerate(lines(file)):
         has_rows = has_rows or (index == 0 and _BEGINS_A_ROW.match(line) is not None)
         for text in _of_row(line, place) if has_rows else [line]:
             yield place, text
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Each line that is not blank, with its place."""
+def lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Each line that is not blank, with its place. Raises StartupError: it is not UTF-8, or cannot be read."""
     try:
-        with file.open("rb") if str(file) != "-" else sys.stdin.buffer as lines:
-            for number, line in enumerate(lines, start=1):
+        with file.open("rb") if str(file) != "-" else sys.stdin.buffer as raw:
+            for number, line in enumerate(raw, start=1):
                 place = f"{_name(file)}:{number}"
                 if (text := _decoded(line, place)).strip():
                     yield place, text
