@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from deployments import keys_cli
+from deployments import feedback_cli, keys_cli
 from deployments.core.errors import StartupError
 from deployments.local.files import shipped
 from deployments.local.instance import data_folder, service_address, state_file
@@ -331,6 +331,7 @@ def _warmed(done: Warmed) -> str:
     return f"{texts}: {done.computed:,} computed, {done.already_cached:,} cached already"
 
 
+app.add_typer(feedback_cli.app)
 app.add_typer(keys_cli.app)
 app.command(epilog=training.TRAIN_EXAMPLES)(training.train)
 app.command(epilog=training.EVALUATE_EXAMPLES)(training.evaluate)

@@ -10,9 +10,10 @@ Both give plain dicts, and raise the same builtin exceptions as the graph's own 
 import asyncio
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import quote, urlencode
 
 import aiohttp
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 API = "/api/v1/intents"
 RETRIED_STATUSES = (429, 503)
 MAX_RETRY_AFTER_S = 10.0
+MAX_PAGE = 1000
+"""Records the service gives at once."""
 
 
 class IntentClient(Protocol):
@@ -88,6 +91,42 @@ class HttpClient:
         """See `IntentClient`."""
         return await self._call("GET", "/feedback/stats")
 
+    async def feedback(
+        self, *, after: str = "0-0", state: str | None = None, page: int = MAX_PAGE
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """The records after a cursor, of one state if that is given, in the order of the log; asked for page by page.
+
+        A cursor is the `feedback_id` of a record, and of the last one came to where to go on from.
+        """
+        cursor: str | None = after
+        while cursor:
+            query = {"after": cursor, "limit": str(page)} | ({"state": state} if state else {})
+            answer = await self._call("GET", f"/feedback?{urlencode(query)}")
+            for record in answer["items"]:
+                yield record
+            cursor = answer["next"]
+
+    async def approve_feedback(self, feedback_id: str) -> None:
+        """Have a correction that waits served."""
+        await self._call("POST", f"{_record(feedback_id)}/approve")
+
+    async def reject_feedback(self, feedback_id: str) -> None:
+        """Have a correction that waits never served."""
+        await self._call("POST", f"{_record(feedback_id)}/reject")
+
+    async def delete_feedback(self, feedback_id: str) -> None:
+        """Delete a record and what it changed; one that is not there is a `ValueError`."""
+        await self._call("DELETE", _record(feedback_id))
+
+    async def erase_feedback(self, user_id: str) -> int:
+        """Delete all records of a user; give how many, in the last attempt."""
+        return int((await self._call("POST", "/feedback/erase", {"user_id": user_id}))["deleted"])
+
+    async def acknowledge_feedback(self, feedback_id: str) -> int:
+        """Say that what came up to a record was trained on; give how many came after it."""
+        answer = await self._call("POST", "/feedback/ack", {"feedback_id": feedback_id})
+        return int(answer["total_pending_feedback"])
+
     async def purge(self, texts: Sequence[str]) -> int:
         """Delete the kept predictions of up to 1,000 texts; give how many there were."""
         return int((await self._call("POST", "/cache/purge", {"texts": list(texts)}))["deleted"])
@@ -132,6 +171,10 @@ class HttpClient:
             is_json = response.content_type.endswith("json")
             answer = await response.json(content_type=None) if is_json else {"detail": await response.text()}
             return response.status, answer, float(response.headers.get("Retry-After", 1))
+
+
+def _record(feedback_id: str) -> str:
+    return f"/feedback/{quote(feedback_id, safe='')}"
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:
