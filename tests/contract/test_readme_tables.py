@@ -1,7 +1,12 @@
 """The README's tables say what the code says."""
 
 import re
+from collections.abc import Iterator
 
+import typer
+from click import Command
+
+from deployments.cli import app
 from deployments.core import errors, metrics
 from deployments.core.settings import ENVIRONMENT_NAMES, Settings
 from deployments.http.app import API, CALLS
@@ -76,6 +81,31 @@ def test_every_call_under_the_api_is_in_the_table():
     }
 
     assert {(row[0], row[1]) for row in rows("| call |")} == expected
+
+
+def commands(command: Command, *names: str) -> Iterator[str]:
+    """Each command under one, as it is called."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield " ".join(names)
+    else:
+        for name, each in below.items():
+            yield from commands(each, *names, name)
+
+
+def named(cell: str) -> Iterator[str]:
+    """The commands a row names: the first in full, others by their last word."""
+    first, *others = re.findall(r"`([^`]+)`", cell)
+    words = re.match(r"intents( [a-z]+)+", first)[0].split()
+    yield " ".join(words)
+    yield from (" ".join([*words[:-1], other.split()[0]]) for other in others if not other.startswith("--"))
+
+
+def test_every_command_is_in_the_table():
+    """And no other."""
+    assert {name for row in rows("| command |") for name in named(row[0])} == set(
+        commands(typer.main.get_command(app), "intents")
+    )
 
 
 def test_every_file_the_readme_links_to_exists():
