@@ -4,9 +4,7 @@ Used as its users use it: `intents up` in the background, HTTP, `intents down`. 
 """
 
 import copy
-import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,35 +22,30 @@ import yaml
 
 from loadgen.load import LoadError
 from loadgen.machine import ROOT
+from loadgen.running_service import RunningService, plain_environment
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
 INTERRUPT_TIMEOUT_S = 30
-INGRESS = "ray::ServeReplica:intents:Ingress"
-REPLICA_PORTS = range(30_000, 31_001)
-"""Serve's for requests; a replica's other ports are not HTTP."""
-STEERING = ("RAY_", "REDIS_", "FEEDBACK_REDIS_", "CACHE_", "ENABLE_CACHING", "MODEL_ARTIFACT", "LOG_LEVEL")
 
 
-class LocalService:
+class LocalService(RunningService):
     """Starts on entry, stops on exit; the user's own data and state stay untouched.
 
     `config` is a Serve configuration; the shipped one when None.
     """
 
     def __init__(self, port: int = 8000, config: Mapping[str, Any] | None = None) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+        # Not a folder that goes by itself: a service that could not be stopped still runs on it.
+        super().__init__(f"http://127.0.0.1:{port}", Path(tempfile.mkdtemp(prefix="intents-")))
         self.config = config
         self.started_in_s = 0.0
         self._port = port
-        # Not one that goes by itself: a service that could not be stopped still runs on it.
-        self._folder = Path(tempfile.mkdtemp(prefix="intents-"))
 
     def __enter__(self) -> Self:
         started_s = time.monotonic()
         try:
-            chosen = () if self.config is None else ("--config", str(self._written(self.config)))
-            self._intents("up", "--detach", "--port", str(self._port), *chosen, timeout_s=START_TIMEOUT_S)
+            self._up()
         except BaseException as error:
             self._stop(keeps_log=isinstance(error, LoadError))
             raise
@@ -64,26 +57,28 @@ class LocalService:
     ) -> None:
         self._stop()
 
+    def _up(self) -> None:
+        chosen = () if self.config is None else ("--config", str(self._written(self.config)))
+        self._intents("up", "--detach", "--port", str(self._port), *chosen, timeout_s=START_TIMEOUT_S)
+
     def _written(self, config: Mapping[str, Any]) -> Path:
         path = self._folder / "serve_config.yaml"
         path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         return path
 
-    def processes(self) -> list[psutil.Process]:
-        """Every process of the running service: its supervisor and what descends from it."""
-        state = json.loads((self._folder / "state" / "intentgraph" / "state.json").read_text())
-        supervisor = psutil.Process(state["supervisor"]["pid"])
-        return [supervisor, *supervisor.children(recursive=True)]
+    def start_again(self) -> None:
+        """Start it on the same data, once the supervisor of the last one has ended.
 
-    def ingress_urls(self) -> list[str]:
-        """Where each ingress replica listens itself, behind HAProxy."""
-        ports: set[int] = set()
-        for process in self.processes():
-            with suppress(psutil.NoSuchProcess):
-                if INGRESS in "".join(process.cmdline()[:1]):
-                    listening = process.net_connections("tcp4")
-                    ports |= {each.laddr.port for each in listening if each.status == psutil.CONN_LISTEN}
-        return [f"http://127.0.0.1:{port}" for port in sorted(ports) if port in REPLICA_PORTS]
+        Raises:
+            LoadError: that one does not end, or the new one does not start.
+        """
+        try:
+            self.processes()[0].wait(STOP_TIMEOUT_S)
+        except psutil.TimeoutExpired:
+            raise LoadError(f"`intents up` still runs {STOP_TIMEOUT_S} s after Ray has ended") from None
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            pass  # it has ended already
+        self._up()
 
     def _stop(self, *, keeps_log: bool = False) -> None:
         """Stop the service; that it did not is told, and hides no other error and no figure.
@@ -102,7 +97,7 @@ class LocalService:
         folder = self._folder
         with subprocess.Popen(  # noqa: S603 — the command is our own
             [Path(sys.executable).parent / "intents", *arguments],
-            env=_plain_environment() | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
+            env=plain_environment() | {"XDG_STATE_HOME": f"{folder}/state", "XDG_DATA_HOME": f"{folder}/data"},
             start_new_session=True,  # Ctrl-C is for the measurement, which then stops the service
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -194,8 +189,3 @@ def _deployment(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     deployments = (each for application in config["applications"] for each in application["deployments"])
     found: dict[str, Any] = next(each for each in deployments if each["name"] == name)
     return found
-
-
-def _plain_environment() -> dict[str, str]:
-    """The user's environment without what would steer the service: it is measured as it comes."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}
