@@ -288,14 +288,14 @@ def upgraded(config: Mapping[str, Any], number: int) -> dict[str, Any]:
     return changed
 
 
-def run_plan(plan: Plan, subject: Subject, tell: Tell) -> Found:
-    """Do all rounds and check everything once more; blocks until it is over. A service that stays unwell ends it.
+def run_plan(plan: Plan, kinds: Sequence[Kind], subject: Subject, tell: Tell) -> Found:
+    """Do these rounds and check everything once more; blocks until it is over. A service that stays unwell ends it.
 
     Raises:
         LoadError: nobody answers even before the first.
         KeyboardInterrupt: as it says.
     """
-    begun_s, kinds, done = time.monotonic(), order(plan), list[Round]()
+    begun_s, done = time.monotonic(), list[Round]()
     url, rng = subject.service.url, Random(f"{plan.seed} faults")  # noqa: S311 — no secret
     callers = Callers(url, intents_of(url), count=plan.callers, seed=plan.seed, again=plan.again)
     checks = Checks(url, callers.ledger, rng)
@@ -479,7 +479,7 @@ def _run_here(plan: Plan) -> Found:
     _tell("starting the service with one model replica")
     with LocalService(config=config) as service:
         _tell(f"it answers after {service.started_in_s:.1f} s")
-        return run_plan(plan, Subject(service, config, service.start_again), _tell)
+        return run_plan(plan, order(plan), Subject(service, config, service.start_again), _tell)
 
 
 def _tell(line: str) -> None:

@@ -81,12 +81,13 @@ class Ledger:
             self.failed_tries[why] += 1
 
     def take(self, record: Record, answer: Acknowledged, tries: int) -> None:
-        """Note the acknowledgement of a record, after so many tries."""
+        """Note the acknowledgement of a record, after so many tries.
+
+        Even the first may be answered as a duplicate: the service tries again by itself when a replica of it dies.
+        """
         with self._lock:
             self.retried += tries > 1
             self.duplicates += answer.duplicate
-            if answer.duplicate and tries == 1:
-                self._odd(f"{record.key} is a duplicate, though nobody had sent it")
             if answer.feedback_id in self.acknowledged:
                 self._odd(f"{record.key} and {self.acknowledged[answer.feedback_id].key} share {answer.feedback_id}")
                 return

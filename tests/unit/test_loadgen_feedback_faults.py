@@ -97,12 +97,6 @@ class TestLedger:
 
         assert (list(ledger.acknowledged), ledger.retried, ledger.duplicates, ledger.odd) == (["5-0"], 1, 1, 0)
 
-    def test_a_duplicate_of_nothing_is_odd(self):
-        ledger = Ledger()
-        ledger.take(RECORDS[0], Acknowledged("5-0", duplicate=True), tries=1)
-
-        assert ledger.odd == 1
-
     def test_two_records_under_one_id_are_odd(self):
         ledger = taken(0)
         ledger.take(RECORDS[1], Acknowledged("0", duplicate=False), tries=1)
