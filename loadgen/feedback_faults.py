@@ -41,7 +41,7 @@ from loadgen.running_service import RunningService
 from loadgen.terminal import print_line, print_table
 
 MARK = "feedback-faults"
-WELL_S = 120.0
+WELL_S = 180.0
 POLL_S = 0.2
 HURRY_S = (0.3, 1.0)
 """How long callers hurry before something is killed: so long that all of them do, and never the same."""
@@ -187,7 +187,7 @@ class Rounds:
             LoadError: the service does not get well again, or does not tell what is to be checked.
         """
         ledger, begun_s = self._callers.ledger, time.monotonic()
-        acknowledged, failed = len(ledger.acknowledged), ledger.failed_tries.copy()
+        acknowledged, failed = len(ledger.acknowledged), ledger.failures()
         with self._callers.hurried():
             time.sleep(self._rng.uniform(*HURRY_S))
             hit_s = time.monotonic()
@@ -202,7 +202,7 @@ class Rounds:
             well_s=well_s,
             total_s=time.monotonic() - begun_s,
             acknowledged=len(ledger.acknowledged) - acknowledged,
-            failed=dict(ledger.failed_tries - failed),
+            failed=dict(ledger.failures() - failed),
         )
 
     def check(self, *, whole: bool) -> None:
@@ -226,10 +226,13 @@ class Rounds:
         return self._kill_replica(DEPLOYMENTS[kind])
 
     def _kill_replica(self, deployment: str) -> Gone:
-        replicas = [each for each in self._service.application().replicas if each.deployment == deployment]
-        victim = self._rng.choice(replicas)
-        psutil.Process(victim.pid).kill()
-        return Gone(replicas=frozenset({victim.id}))
+        replicas = self._service.application().replicas
+        victims = [(each.id, each.pid) for each in replicas if each.deployment == deployment and each.pid]
+        if not victims:
+            raise LoadError(f"no {deployment} replica runs, though nobody killed one")
+        victim, pid = self._rng.choice(victims)
+        psutil.Process(pid).kill()
+        return Gone(replicas=frozenset({victim}))
 
     def _kill_store(self) -> Gone:
         store = self._service.store("feedback")
@@ -255,7 +258,7 @@ class Rounds:
             _pause_until(end_s)
 
     def _is_well(self, gone: Gone) -> bool:
-        with suppress(OSError, KeyError, psutil.Error):  # what tells of it may be away too
+        with suppress(OSError, ValueError, KeyError, psutil.Error):  # what tells of it may be away too
             found = self._service.application()
             store, ingresses = self._service.store("feedback"), self._service.ingress_urls()
             return (
@@ -307,7 +310,7 @@ def run_plan(plan: Plan, kinds: Sequence[Kind], subject: Subject, tell: Tell) ->
                 done.append(rounds.run(kind))
                 tell(f"{len(done)} of {len(kinds)}: {_told(done[-1])}; {summary(callers.ledger, checks.findings)}")
         rounds.check(whole=True)
-    except LoadError as error:
+    except (LoadError, OSError, psutil.Error) as error:  # an hour's figures are not lost for it
         broken = f"in round {len(done) + 1} of {len(kinds)}: {error}"
     return Found(
         command=command(),

@@ -67,7 +67,7 @@ class Ledger:
         """Of every record ever sent."""
         self.retried = self.duplicates = self.sent_again = self.odd = 0
         self.oddities: list[str] = []
-        self.failed_tries: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
         self._ids: list[str] = []
         self._lock = Lock()
 
@@ -78,7 +78,12 @@ class Ledger:
     def failed(self, why: str) -> None:
         """Note a try that was not acknowledged."""
         with self._lock:
-            self.failed_tries[why] += 1
+            self._failures[why] += 1
+
+    def failures(self) -> Counter[str]:
+        """Tries that were not acknowledged so far, by why."""
+        with self._lock:
+            return self._failures.copy()
 
     def take(self, record: Record, answer: Acknowledged, tries: int) -> None:
         """Note the acknowledgement of a record, after so many tries.

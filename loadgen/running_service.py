@@ -119,16 +119,18 @@ class RunningService:
         path = self._folder / "deployed.yaml"
         path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         dashboard = {"RAY_DASHBOARD_ADDRESS": self.state["dashboard"], "RAY_AUTH_MODE": "disabled"}
-        result = subprocess.run(  # noqa: S603 — Ray's own command
-            [Path(sys.executable).parent / "serve", "deploy", path],
-            env=plain_environment() | dashboard,
-            capture_output=True,
-            text=True,
-            timeout=DEPLOY_S,
-            check=False,
-        )
-        if result.returncode:
-            raise LoadError(f"`serve deploy` failed: {result.stdout.strip()} {result.stderr.strip()}")
+        try:
+            subprocess.run(  # noqa: S603 — Ray's own command
+                [Path(sys.executable).parent / "serve", "deploy", path],
+                env=plain_environment() | dashboard,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=DEPLOY_S,
+                check=True,
+            )
+        except subprocess.SubprocessError as error:
+            said = (getattr(error, "output", None) or b"").decode(errors="replace").strip()
+            raise LoadError(f"`serve deploy` failed: {error} {said[-300:]}") from None
 
 
 def application_of(details: Any) -> Application:

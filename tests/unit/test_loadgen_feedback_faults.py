@@ -328,12 +328,12 @@ class TestAsking:
         callers = Callers(f"http://127.0.0.1:{unused_tcp_port}", INTENTS, count=1, seed=1, again=0,
                           pauses=Pauses(calm_s=0.001, retry_s=0.001))  # fmt: skip
         with callers:
-            while not callers.ledger.failed_tries:
+            while not callers.ledger.failures():
                 time.sleep(0.01)
             assert not callers.ledger.unconfirmed
 
         assert len(callers.ledger.unconfirmed) == 1
-        assert set(callers.ledger.failed_tries) == {"ConnectionRefusedError"}
+        assert set(callers.ledger.failures()) == {"ConnectionRefusedError"}
 
 
 class TestPromises:
