@@ -29,7 +29,7 @@ OVERLOADED, CLIENT_ERROR, SERVER_ERROR = 429, 400, 500
 class Pauses:
     """How long a caller waits: between two records when it is in no hurry, and before it tries one again."""
 
-    calm_s: float = 0.25
+    calm_s: float = 0.5
     retry_s: float = 0.2
 
 

@@ -43,7 +43,7 @@ from loadgen.terminal import print_line, print_table
 MARK = "feedback-faults"
 WELL_S = 180.0
 POLL_S = 0.2
-HURRY_S = (0.3, 1.0)
+HURRY_S = (0.6, 1.2)
 """How long callers hurry before something is killed: so long that all of them do, and never the same."""
 EVERY = 20
 """Of so many rounds one may take the whole of Ray."""
