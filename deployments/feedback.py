@@ -24,6 +24,7 @@ from deployments.runtime import RayMetrics
 
 TRIM_PERIOD_S = 3600.0
 TELL_PERIOD_S = 5.0
+RETRY_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ class Feedback:
         timeout_s = settings.feedback_timeout_s
         client = connect(settings.feedback_url, timeout_s=timeout_s, key=LOG)
         self._store = LogStore(client, timeout_s=timeout_s, unsafe=settings.unsafe_feedback)
-        self._log = FeedbackLog(self._store, retention_days=settings.feedback_retention_days)
+        self._log = FeedbackLog(
+            self._store,
+            retention_days=settings.feedback_retention_days,
+            correction_ttl_s=settings.correction_ttl_s,
+        )
         self._reader = FeedbackReader(self._store)
         self._limit = RateLimit(rate_per_s=settings.feedback_rate_per_s, burst=settings.feedback_burst)
         try:
@@ -45,7 +50,7 @@ class Feedback:
             logger.warning("the feedback log is away: %s", error.detail)
         self._metrics = RayMetrics()
         self._upkeep = [
-            asyncio.create_task(_every(TELL_PERIOD_S, self._tell_waiting)),
+            asyncio.create_task(_every(TELL_PERIOD_S, self._tell_pending)),
             asyncio.create_task(_every(TRIM_PERIOD_S, self._keep_in_order)),
         ]
         self._recounted = False
@@ -57,8 +62,8 @@ class Feedback:
             self._recounted = True
         await self._log.trim(await self._store.now_s())
 
-    async def _tell_waiting(self) -> None:
-        self._metrics.record(metrics.FEEDBACK_WAITING, await self._reader.waiting())
+    async def _tell_pending(self) -> None:
+        self._metrics.record(metrics.FEEDBACK_PENDING, await self._reader.pending())
 
     async def append(self, submissions: Sequence[Submission]) -> list[Receipt | IntentGraphError]:
         """Write records; a receipt means that record is on disk. `Overloaded` (429): its caller sends too fast."""
@@ -99,14 +104,14 @@ class Feedback:
 
 
 async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
-    """Do some work again and again; what goes wrong is logged, once until it goes right again."""
+    """Do some work again and again, soon when it failed; what goes wrong is logged once until it goes right again."""
     failed = False
     while True:
         try:
             await work()
             failed = False
-        except IntentGraphError as error:
+        except Exception as error:  # whatever it is, upkeep must not end unseen
             if not failed:
-                logger.warning("the feedback log could not be looked after: %s", error.detail)
+                logger.warning("the feedback log could not be looked after", exc_info=error)
             failed = True
-        await asyncio.sleep(period_s)
+        await asyncio.sleep(min(period_s, RETRY_S) if failed else period_s)

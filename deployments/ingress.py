@@ -28,7 +28,7 @@ from deployments.core.purges import CHANNEL, PurgeFollower
 from deployments.core.service import IntentService
 from deployments.core.settings import Settings
 from deployments.http.admission import Admission
-from deployments.http.app import API, build_app
+from deployments.http.app import build_app
 from deployments.http.front import Front, install
 from deployments.http.request_log import RequestLog
 from deployments.logs import configure_logging, request_lines
@@ -77,9 +77,9 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The HTTP application; Serve asks for it once the replica is constructed."""
         log = RequestLog(request_lines(), log_texts=self._settings.log_texts)
-        looks_up = self._settings.enable_caching
-        install(Front(f"{API}/classify", self._service, log, self._admission, looks_up=looks_up))
-        return build_app(self._settings, self._service, self._feedback, self._parts, log, self._admission)
+        app = build_app(self._settings, self._service, self._feedback, self._parts, log, self._admission)
+        install(Front(self._service, app, log, self._admission, looks_up=self._settings.enable_caching))
+        return app
 
     async def classify(self, text: str) -> dict[str, Any]:
         """The classification of one text, as the HTTP body has it.

@@ -54,6 +54,7 @@ Text = Annotated[
 ]
 UserId = Annotated[str, StringConstraints(max_length=MAX_USER_ID), AfterValidator(_storable)]
 Label = Annotated[str, StringConstraints(max_length=64), AfterValidator(_storable)]
+FeedbackState = Literal["applied", "pending", "approved", "rejected", "recorded"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -263,10 +264,7 @@ class StoredFeedback(BaseModel):
 
     feedback_id: str
     accepted_at: Annotated[str, Field(description="When the log took it.", json_schema_extra={"format": "date-time"})]
-    state: Annotated[
-        Literal["applied", "pending", "approved", "rejected", "recorded"],
-        Field(description="Of a correction; a confirmation is `recorded`."),
-    ]
+    state: Annotated[FeedbackState, Field(description="Of a correction; a confirmation is `recorded`.")]
     trusted: Annotated[bool, Field(description="Whether its caller might correct answers.")]
     by: Annotated[str, Field(description="The name of its caller's API key; empty without keys.")]
     model_version: Annotated[str, Field(description="The model in service when it was accepted.")]

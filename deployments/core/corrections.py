@@ -54,7 +54,8 @@ class Correction:
 class Overlay:
     """Text key → the correction in force: the newest that was not undone, for `ttl_s` from its acceptance.
 
-    At most `max_corrections`; beyond them the oldest leave. Entries are folded in the order of the log.
+    At most `max_corrections`; beyond them the oldest leave, and do not come back when a newer one is undone.
+    Entries are folded in the order of the log.
     """
 
     def __init__(self, *, ttl_s: float, max_corrections: int) -> None:

@@ -17,6 +17,10 @@ if entry.kind ~= 'feedback' then
     return 0
 end
 
+local approval = string.match(redis.call('HGET', KEYS[5], ARGV[1]) or '', '^approved (.+)$')
+if approval then
+    redis.call('XDEL', KEYS[1], approval)
+end
 redis.call('ZREM', KEYS[3], ARGV[2])
 redis.call('HDEL', KEYS[5], ARGV[1])
 redis.call('HDEL', KEYS[4], ARGV[1])
@@ -25,6 +29,9 @@ local counter = ARGV[3] .. ':' .. entry.counter
 if redis.call('HINCRBY', KEYS[2], counter, -1) == 0 then
     redis.call('HDEL', KEYS[2], counter)
 end
-redis.call('SET', entry.key, 'gone', 'XX', 'KEEPTTL')
+local keyed = redis.call('GET', entry.key)
+if keyed and string.sub(keyed, 1, #ARGV[1] + 1) == ARGV[1] .. ' ' then -- else it expired, and perhaps names another
+    redis.call('SET', entry.key, 'gone', 'KEEPTTL')
+end
 redis.call('XADD', KEYS[1], '*', 'kind', 'deletion', 'of', ARGV[1], 'by', ARGV[4], 'key', entry.key)
 return 1

@@ -167,7 +167,7 @@ class FeedbackService:
         return StatsResponse(
             total=stats.agreement.total,
             feedback_types=_types(stats.agreement),
-            total_pending_feedback=stats.pending,
+            total_pending_feedback=stats.untrained,
             agreement_rate=stats.agreement.rate,
             corrections=tuple(
                 CorrectedPair(original_intent=original, correct_intent=correct, count=count)
@@ -220,7 +220,7 @@ class FeedbackService:
         async with self._in_time():
             await self._log.acknowledge(request.feedback_id)
             stats = await self._log.stats()
-        return AckResponse(total_pending_feedback=stats.pending)
+        return AckResponse(total_pending_feedback=stats.untrained)
 
     async def patterns(self, days: int) -> PatternsResponse:
         """What is confused, what gets worse and what is contested: of the last `days` days. Raises `Unavailable`."""
@@ -252,8 +252,8 @@ class FeedbackService:
                 ContestedText(
                     text=text,
                     turns=contest.turns,
-                    intents=tuple(dict.fromkeys(contest.intents)),
-                    last_feedback_id=contest.feedback_ids[-1],
+                    intents=contest.intents,
+                    last_feedback_id=contest.last_feedback_id,
                 )
                 for contest, text in contests
             ),

@@ -29,6 +29,8 @@ FORMAT = "intentgraph feedback log"
 VERSION = 1
 
 _REVIEWS = ("approval", "rejection")
+_OF_A_RECORD = ("feedback", "approval")
+"""Entries that go with their record: an approval without it would bring back what was deleted."""
 _KEYS = f"{LOG}:key:"
 
 
@@ -100,7 +102,7 @@ class BackupEntry:
     @property
     def record_id(self) -> str:
         """The record it is, or decides about."""
-        return self.fields["of"] if self.fields.get("kind") in _REVIEWS else self.entry_id
+        return _about(self.entry_id, self.fields)
 
     def _is_whole(self) -> bool:
         if not (isinstance(self.entry_id, str) and is_id(self.entry_id) and isinstance(self.fields, dict)):
@@ -165,20 +167,25 @@ async def _with_what_belongs(store: LogStore, page: Sequence[RawEntry]) -> list[
     pipeline = store.client.pipeline(transaction=True)
     for entry_id, fields in entries:
         key: Any = to_bytes(fields.get("key", _KEYS))
-        pipeline.hget(records_key(day_of(entry_id)), entry_id)
+        about = _about(entry_id, fields)
+        pipeline.hget(records_key(day_of(about)), about)
         pipeline.get(key)
         pipeline.pexpiretime(key)
     replies = iter(await store.ask(pipeline.execute()))
-    whole = [
+    return [
         BackupEntry(
             entry_id,
             fields,
-            record=None if record is None else _text(record),
+            record=_text(record) if record is not None and fields.get("kind") == "feedback" else None,
             key=_own_key(entry_id, fields, value, expires_at_ms),
         )
         for (entry_id, fields), record, value, expires_at_ms in zip(entries, replies, replies, replies, strict=True)
+        if record is not None or fields.get("kind") not in _OF_A_RECORD
     ]
-    return [entry for entry in whole if entry.fields.get("kind") != "feedback" or entry.record is not None]
+
+
+def _about(entry_id: str, fields: Mapping[str, str]) -> str:
+    return fields.get("of", entry_id) if fields.get("kind") in _REVIEWS else entry_id
 
 
 def _own_key(

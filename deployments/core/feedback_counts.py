@@ -58,13 +58,13 @@ class LogStats:
     """Counts over the retained log.
 
     `pairs` lists corrections as (original intent, correct intent, count), most frequent first; `by_intent` is by the
-    original intent; `pending` counts the records after the training cursor.
+    original intent; `untrained` counts the records after the training cursor.
     """
 
     agreement: Agreement
     pairs: list[tuple[str, str, int]]
     by_intent: dict[str, Agreement]
-    pending: int
+    untrained: int
 
 
 def agreement(tallies: Iterable[Tally]) -> Agreement:
@@ -92,13 +92,13 @@ def pairs(tallies: Iterable[Tally]) -> dict[tuple[str, str], int]:
     return dict(sorted(counts.items(), key=lambda row: (-row[1], row[0])))
 
 
-def stats(tallies: list[Tally], pending: int) -> LogStats:
+def stats(tallies: list[Tally], untrained: int) -> LogStats:
     """Everything that is counted, from the counters and the number after the training cursor."""
     return LogStats(
         agreement=agreement(tallies),
         pairs=[(*pair, count) for pair, count in pairs(tallies).items()],
         by_intent=by(tallies, "original_intent"),
-        pending=pending,
+        untrained=untrained,
     )
 
 

@@ -21,7 +21,6 @@ from deployments.core.errors import (
     InvalidInput,
     KeyConflict,
     NotFound,
-    StoreRefused,
     Unavailable,
 )
 from deployments.core.log_layout import (
@@ -29,6 +28,7 @@ from deployments.core.log_layout import (
     DAY_S,
     LOG,
     PENDING,
+    canonical,
     day_of,
     is_id,
     records_key,
@@ -88,12 +88,14 @@ class Receipt:
 class FeedbackLog:
     """Writes records, decides about them, removes them. Any number of these may do so at once.
 
-    `retention_days` is how many whole days a record is kept after the day it came.
+    `retention_days` is how many whole days a record is kept after the day it came. A correction lives for
+    `correction_ttl_s` from its acceptance, and never longer than its record.
     """
 
-    def __init__(self, store: LogStore, *, retention_days: int = 30) -> None:
+    def __init__(self, store: LogStore, *, retention_days: int = 30, correction_ttl_s: float = DAY_S) -> None:
         self._store = store
         self._retention_days = retention_days
+        self._correction_ttl_s = correction_ttl_s
         self._append_source = source(_APPEND)
         self._append_sha = hashlib.sha1(self._append_source.encode(), usedforsecurity=False).hexdigest()
 
@@ -105,9 +107,9 @@ class FeedbackLog:
         the key was used with another record. `Gone` (410): its record was deleted. Never raises for the store's sake.
         """
         try:
-            await self._store.require_durable()
-        except (StoreRefused, Unavailable) as error:
-            return [Unavailable(str(error)) for _ in submissions]
+            await self._store.require_writable()
+        except Unavailable as error:
+            return [Unavailable(error.detail) for _ in submissions]
         calls = [_script_arguments(submission, self._retention_days) for submission in submissions]
         replies = iter(await self._run_append([call for call in calls if not isinstance(call, IntentGraphError)]))
         return [call if isinstance(call, IntentGraphError) else _outcome(next(replies)) for call in calls]
@@ -121,10 +123,10 @@ class FeedbackLog:
                 replies = await self._run_transaction(calls)
                 if any(isinstance(reply, NoScriptError) for reply in replies):  # the server is fresh: nothing ran
                     self._store.doubt()
-                    await self._store.require_durable()
+                    await self._store.require_writable()
                     await self._store.client.script_load(self._append_source)
                     replies = await self._run_transaction(calls)
-        except (RedisError, OSError, StoreRefused, Unavailable) as error:  # TimeoutError is an OSError
+        except (RedisError, OSError, Unavailable) as error:  # TimeoutError is an OSError
             replies = [error] * len(calls)
             self._store.doubt()
         failures = [reply for reply in replies if isinstance(reply, Exception)]
@@ -149,17 +151,21 @@ class FeedbackLog:
 
         Raises:
             NotFound: no such record.
-            Conflict: it does not wait for approval, or the other was decided.
+            Conflict: it does not wait for approval, the other was decided, or it would outlive its record.
             Unavailable: not confirmed, perhaps done; it may be asked again.
         """
         known = _known(feedback_id)
-        keys = LOG, PENDING, reviews_key(day_of(known))
-        outcome, now = await self._store.run("review_feedback.lua", keys, (known, sortable(known), verdict, by))
+        day = day_of(known)
+        approved_by_s = (day + self._retention_days + 1) * DAY_S - self._correction_ttl_s
+        arguments = known, sortable(known), verdict, by, str(int(approved_by_s))
+        outcome, now = await self._store.run("review_feedback.lua", (LOG, PENDING, reviews_key(day)), arguments)
         match outcome:
             case b"unknown":
                 raise NotFound(f"no feedback {known}; it was never recorded, or is deleted")
             case b"decided":
                 raise Conflict(f"feedback {known} is {now.decode()} already; to undo an approval, delete it")
+            case b"too late":
+                raise Conflict(f"feedback {known} is too old: it leaves the log before a correction's life is over")
             case b"not pending":
                 raise Conflict(f"feedback {known} waits for no approval: it is {now.decode()}")
 
@@ -189,9 +195,10 @@ class FeedbackLog:
 
 
 def _known(feedback_id: str) -> str:
+    """The id as the store writes it. Raises NotFound for what is none."""
     if not is_id(feedback_id):
         raise NotFound(f"no feedback {feedback_id[:64]!r}; an id is two numbers, such as 1767225600000-0")
-    return feedback_id
+    return canonical(feedback_id)
 
 
 def _script_arguments(submission: Submission, retention_days: int) -> tuple[bytes, ...] | InvalidInput:

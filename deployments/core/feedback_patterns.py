@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -103,18 +103,25 @@ def difference_interval(now: Agreement, before: Agreement) -> Interval:
 
 @dataclass(slots=True)
 class Contest:
-    """The corrections of one text in the order they came: the ids of their records, and the intents they named."""
+    """What the corrections of one text came to, in the order they came.
 
-    feedback_ids: list[str] = field(default_factory=list)
-    intents: list[str] = field(default_factory=list)
+    `turns` is how often one named another intent than the one before it; `intents` are those that were named.
+    """
 
-    @property
-    def turns(self) -> int:
-        """How often a correction named another intent than the one before it."""
-        return sum(before != after for before, after in zip(self.intents, self.intents[1:], strict=False))
+    last_feedback_id: str = ""
+    last_intent: str = ""
+    turns: int = 0
+    intents: tuple[str, ...] = ()
+
+    def add(self, feedback_id: str, intent: str) -> None:
+        """Take in the next correction."""
+        self.turns += bool(self.last_intent) and intent != self.last_intent
+        self.last_feedback_id, self.last_intent = feedback_id, intent
+        if intent not in self.intents:
+            self.intents += (intent,)
 
 
 def contested(contests: Iterable[Contest], limit: int) -> Sequence[Contest]:
     """Texts that were corrected back and forth, the most turns first."""
     found = [contest for contest in contests if contest.turns]
-    return sorted(found, key=lambda contest: (-contest.turns, contest.feedback_ids[-1]))[:limit]
+    return sorted(found, key=lambda contest: (-contest.turns, contest.last_feedback_id))[:limit]

@@ -23,6 +23,7 @@ from deployments.core.log_layout import (
     LOG,
     PENDING,
     LogEntry,
+    canonical,
     day_of,
     from_sortable,
     is_id,
@@ -32,7 +33,7 @@ from deployments.core.log_layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from deployments.core.feedback_log import FeedbackLog
     from deployments.core.log_store import LogStore
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 MAX_PAGE_BYTES = 1024 * 1024
 """Of the records in a page: what crosses between replicas must stay well under gRPC's 4 MiB."""
 COUNTING_ATTEMPTS = 3
+MAX_BROKEN_OFF = 100
+_LAST_NUMBER = 10**18 - 1
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +71,15 @@ class StoredRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class _Counted:
+    """Records after the training cursor up to an entry; `of` is that cursor, and how many entries were removed ever."""
+
+    of: tuple[str, int]
+    up_to: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Records in the order of the log; `next` is the cursor to go on from, None at its end."""
 
@@ -80,6 +92,8 @@ class FeedbackReader:
 
     def __init__(self, store: LogStore) -> None:
         self._store = store
+        self._counted = _Counted(("", 0), FIRST_ID, 0)
+        self._erasing: dict[str, str] = {}  # user → up to where a walk came that was broken off
 
     async def page(self, after: str, limit: int, state: str | None = None) -> Page:
         """Up to `limit` records after the cursor `after`, of one state if that is given.
@@ -88,7 +102,7 @@ class FeedbackReader:
         Raises InvalidInput for what is no cursor.
         """
         _require_id(after)
-        entries, last = await (self._waiting(after, limit) if state == "pending" else self._next(after, limit))
+        entries, last = await (self._next_pending(after, limit) if state == "pending" else self._next(after, limit))
         records, cut_at = _fitting(await self._records([entry for entry in entries if entry.kind == "feedback"]))
         return Page([record for record in records if state in (None, record.state)], cut_at or last)
 
@@ -97,7 +111,7 @@ class FeedbackReader:
         entries = await self._store.entries(f"({after}", count=limit)
         return entries, entries[-1].entry_id if len(entries) == limit else None
 
-    async def _waiting(self, after: str, limit: int) -> tuple[list[LogEntry], str | None]:
+    async def _next_pending(self, after: str, limit: int) -> tuple[list[LogEntry], str | None]:
         """The same of those that wait for approval, from their index."""
         client = self._store.client
         members: Any = await self._store.ask(client.zrangebylex(PENDING, f"({sortable(after)}", "+", 0, limit))
@@ -124,7 +138,7 @@ class FeedbackReader:
             pipeline.hmget(reviews_key(day), ids)
         replies = iter(await self._store.ask(pipeline.execute()))
         return [
-            StoredRecord(entry, record.decode(), review.decode() if review else entry.state)
+            StoredRecord(entry, record.decode(), review.split()[0].decode() if review else entry.state)
             for of_day in days.values()
             for entry, record, review in zip(of_day, next(replies), next(replies), strict=True)
             if record is not None
@@ -133,26 +147,33 @@ class FeedbackReader:
     async def stats(self) -> LogStats:
         """Count the retained log, exact as of one moment.
 
-        Costs one round trip; with a training cursor, also the entries after it on its own day.
+        Costs one round trip; with a training cursor, also what came on its day since that was counted last.
         """
         pipeline = self._store.client.pipeline(transaction=True)
         pipeline.hgetall(COUNTS)
         pipeline.get(CURSOR)
         pipeline.xrevrange(LOG, count=1)
-        counts, cursor, newest = await self._store.ask(pipeline.execute())
+        pipeline.xinfo_stream(LOG)  # an error if there is no log yet
+        counts, cursor, newest, about = await self._store.ask(pipeline.execute(raise_on_error=False))
         tallies = _tallies(counts)
-        newest_id = newest[0][0].decode() if newest else FIRST_ID
-        return stats(tallies, await self._pending(tallies, cursor, newest_id))
+        if cursor is None or not newest:
+            return stats(tallies, untrained=sum(tally.count for tally in tallies))
+        removed = about["entries-added"] - about["length"]
+        return stats(tallies, await self._untrained(tallies, cursor.decode(), newest[0][0].decode(), removed))
 
-    async def _pending(self, tallies: Sequence[Tally], cursor: bytes | None, newest_id: str) -> int:
-        """Count what came after the cursor: later days by their counters, the cursor's own day entry by entry."""
-        if cursor is None:
-            return sum(tally.count for tally in tallies)
-        day = day_of(cursor.decode())
-        later = sum(tally.count for tally in tallies if tally.day > day)
-        last = newest_id if day_of(newest_id) == day else str((day + 1) * DAY_S * 1000 - 1)
-        pages = self._store.all_entries(cursor.decode(), last)
-        return later + sum([_feedbacks(page) async for page in pages])
+    async def _untrained(self, tallies: Sequence[Tally], cursor: str, newest_id: str, removed: int) -> int:
+        """Count what came after the cursor: later days by their counters, the cursor's own day entry by entry.
+
+        Of that day it goes on from where it counted before, unless the cursor moved or something was removed since.
+        """
+        day = day_of(cursor)
+        last = newest_id if day_of(newest_id) == day else f"{(day + 1) * DAY_S * 1000 - 1}-{_LAST_NUMBER}"
+        known = self._counted if self._counted.of == (cursor, removed) else _Counted((cursor, removed), cursor, 0)
+        if sortable(known.up_to) < sortable(last):
+            pages = self._store.all_entries(known.up_to, last)
+            known = _Counted(known.of, last, known.records + sum([_feedbacks(page) async for page in pages]))
+            self._counted = known
+        return known.records + sum(tally.count for tally in tallies if tally.day > day)
 
     async def tallies(self) -> list[Tally]:
         """The counters."""
@@ -165,32 +186,33 @@ class FeedbackReader:
         Raises InvalidInput for what is no id, NotFound for one that the log has not come to.
         """
         _require_id(feedback_id)
+        cursor = canonical(feedback_id)
         newest = await self._store.newest_id() or FIRST_ID
-        if sortable(feedback_id) > sortable(newest):
-            raise NotFound(f"the log has not come to {feedback_id}; its last entry is {newest}")
-        await self._store.require_durable()
-        await self._store.ask(self._store.client.set(CURSOR, feedback_id))
+        if sortable(cursor) > sortable(newest):
+            raise NotFound(f"the log has not come to {cursor}; its last entry is {newest}")
+        await self._store.require_writable()
+        await self._store.ask(self._store.client.set(CURSOR, cursor))
 
-    async def waiting(self) -> int:
+    async def pending(self) -> int:
         """How many corrections wait for approval."""
         return int(await self._store.ask(self._store.client.zcard(PENDING)))
 
-    async def records(self, entries: AsyncIterator[list[LogEntry]]) -> AsyncIterator[StoredRecord]:
-        """The records among pages of entries."""
-        async for page in entries:
-            for record in await self._records([entry for entry in page if entry.kind == "feedback"]):
-                yield record
-
     async def erase(self, log: FeedbackLog, user_id: str, *, by: str = "") -> int:
-        """Delete every record of a user that is in the log now; give how many. Broken off, it may be asked again."""
-        last = await self._store.newest_id()
-        if last is None:
-            return 0
+        """Delete every record of a user that is in the log now; give how many.
+
+        Broken off by its caller, it goes on from there when it is asked again.
+        """
+        last = await self._store.newest_id() or FIRST_ID
         named = json.dumps(user_id, ensure_ascii=False)
         deleted = 0
-        async for stored in self.records(self._store.all_entries(FIRST_ID, last)):
-            if named in stored.record and json.loads(stored.record).get("user_id") == user_id:
-                deleted += await _deleted(log, stored.entry.feedback_id, by)
+        async for page in self._store.all_entries(self._erasing.pop(user_id, FIRST_ID), last):
+            for stored in await self._records([entry for entry in page if entry.kind == "feedback"]):
+                if named in stored.record and json.loads(stored.record).get("user_id") == user_id:
+                    deleted += await _deleted(log, stored.entry.feedback_id, by)
+            self._erasing[user_id] = page[-1].entry_id
+            if len(self._erasing) > MAX_BROKEN_OFF:
+                del self._erasing[next(iter(self._erasing))]
+        self._erasing.pop(user_id, None)
         return deleted
 
     async def contested(self, limit: int) -> list[tuple[Contest, str]]:
@@ -199,10 +221,9 @@ class FeedbackReader:
         async for page in self._store.all_entries(FIRST_ID):
             for entry in page:
                 if entry.kind == "feedback" and entry.correction:
-                    contests[entry.text_key].feedback_ids.append(entry.entry_id)
-                    contests[entry.text_key].intents.append(json.loads(entry.correction)["intent"])
+                    contests[entry.text_key].add(entry.entry_id, json.loads(entry.correction)["intent"])
         found = contested(contests.values(), limit)
-        return [(each, text) for each in found if (text := await self._text(each.feedback_ids[-1])) is not None]
+        return [(each, text) for each in found if (text := await self._text(each.last_feedback_id)) is not None]
 
     async def _text(self, feedback_id: str) -> str | None:
         record = await self._store.ask(self._store.client.hget(records_key(day_of(feedback_id)), feedback_id))

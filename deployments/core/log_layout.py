@@ -6,7 +6,7 @@ Keys, all in the hash slot of `{ig:log}`, so that one script may write them on R
 |--------------------------|------------|------------------------------------------------------------------------------|
 | `{ig:log}`               | stream     | entries, see below; an id is the feedback id and a cursor                    |
 | `{ig:log}:records:<day>` | hash       | feedback id → the record as submitted, JSON                                  |
-| `{ig:log}:reviews:<day>` | hash       | feedback id → `approved` or `rejected`, of those that waited for it          |
+| `{ig:log}:reviews:<day>` | hash       | feedback id → `approved <id of that entry>` or `rejected`          |
 | `{ig:log}:pending`       | sorted set | the corrections that wait for approval, as `sortable` ids                    |
 | `{ig:log}:counts`        | hash       | `<day>:<counter>` → records                                                  |
 | `{ig:log}:key:<sha256>`  | string     | `<id> <state> <digest>` of that caller and idempotency key; or `gone`        |
@@ -111,6 +111,11 @@ def is_id(value: str) -> bool:
 
 
 _MAX_DIGITS = 18  # of 64 bits, whatever the digits
+
+
+def canonical(entry_id: str) -> str:
+    """An id as the store writes it, without leading zeros: hashes know it in no other form."""
+    return from_sortable(sortable(entry_id))
 
 
 def sortable(entry_id: str) -> str:

@@ -6,6 +6,7 @@ What is written and read there is `feedback_log`'s and `feedback_reader`'s; how 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,10 +66,7 @@ class LogStore:
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
         """Run a script that writes, on a store that keeps what it acknowledges. Raises `Unavailable`."""
-        try:
-            await self.require_durable()
-        except StoreRefused as refusal:
-            raise Unavailable(str(refusal)) from None
+        await self.require_writable()
         return await self.ask(self.client.eval(source(script), len(keys), *keys, *arguments))
 
     async def entries(self, first: str, last: str = "+", *, count: int = PAGE) -> list[LogEntry]:
@@ -118,6 +116,13 @@ class LogStore:
             _logger.warning("feedback may be lost: %s", refusal)
         self._known_durable = True
 
+    async def require_writable(self) -> None:
+        """The same for whoever asks: raises `Unavailable` (503), also for a store that is refused."""
+        try:
+            await self.require_durable()
+        except StoreRefused as refusal:
+            raise Unavailable(str(refusal)) from None
+
     async def check_durability(self) -> None:
         """Raise `StoreRefused` unless the store keeps what it acknowledges; the message names each setting to change.
 
@@ -158,6 +163,7 @@ class LogStore:
         return {"appendonly": "yes" if info["aof_enabled"] else "no", "maxmemory-policy": str(info["maxmemory_policy"])}
 
 
+@functools.cache
 def source(script: str) -> str:
     """The text of a script beside this module."""
     return resources.files("deployments.core").joinpath(script).read_text(encoding="utf-8")

@@ -131,11 +131,11 @@ DROPPED = Metric(
 CORRECTIONS_HELD = Metric(
     "intent_corrections_held", "gauge", "Corrections in memory, of the replica that has most.", combine="max"
 )
-FEEDBACK_WAITING = Metric("intent_feedback_waiting", "gauge", "Corrections that wait for approval.", combine="max")
+FEEDBACK_PENDING = Metric("intent_feedback_pending", "gauge", "Corrections that wait for approval.", combine="max")
 FEEDBACK_MISCOUNTED = Metric(
     "intent_feedback_miscounted_total",
     "counter",
-    "Counters that a recount of the feedback log found wrong and put right; the log has each.",
+    "Counters that a recount of the feedback log found wrong; the service's log has each.",
 )
 LOG_LAG = Metric(
     "intent_feedback_lag_seconds",
@@ -173,7 +173,7 @@ ALL = (
     QUEUE_TOKENS,
     DROPPED,
     CORRECTIONS_HELD,
-    FEEDBACK_WAITING,
+    FEEDBACK_PENDING,
     FEEDBACK_MISCOUNTED,
     LOG_LAG,
     MODEL_INFO,

@@ -1,7 +1,8 @@
 """How fast a caller may submit feedback: a token bucket for each.
 
-A bucket holds `burst` tokens and gets `rate_per_s` of them a second; a record takes one. So within any t seconds a
-caller gets through at most burst + rate · t records (Turner, New Directions in Communications, 1986).
+A bucket holds `burst` tokens and gets `rate_per_s` of them a second; a record takes one, and one more for each KiB of
+its text: what fills the log's store is bytes. So within any t seconds a caller gets through at most burst + rate · t
+records (Turner, New Directions in Communications, 1986).
 """
 
 import time
@@ -33,13 +34,16 @@ class RateLimit:
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}  # tokens, as of when; the longest unused first
 
-    def refusal(self, caller: str) -> Overloaded | None:
-        """Take a token of the caller's; without one, the error to answer with, which says when there will be one."""
+    def refusal(self, caller: str, tokens_taken: int = 1) -> Overloaded | None:
+        """Take tokens of the caller's; without one, the error to answer with, which says when there will be one.
+
+        A bucket with one token gives more than it has, and owes them: a record that takes many is not refused for ever.
+        """
         if not caller:
             return None
         now_s = self._clock()
         tokens = self._tokens(caller, now_s)
-        left = tokens - 1 if tokens >= 1 else tokens
+        left = tokens - tokens_taken if tokens >= 1 else tokens
         self._buckets[caller] = left, now_s
         if len(self._buckets) > self._max_callers:
             del self._buckets[next(iter(self._buckets))]
@@ -60,7 +64,11 @@ async def append_within(
     limit: RateLimit, submissions: Sequence[Submission], append: Append
 ) -> list[Receipt | IntentGraphError]:
     """Append what the limit lets through; one outcome a submission, in order."""
-    refusals = [limit.refusal(submission.by) for submission in submissions]
+    refusals = [limit.refusal(submission.by, _tokens_of(submission)) for submission in submissions]
     admitted = [submission for submission, refusal in zip(submissions, refusals, strict=True) if refusal is None]
     outcomes = iter(await append(admitted) if admitted else ())
     return [refusal or next(outcomes) for refusal in refusals]
+
+
+def _tokens_of(submission: Submission) -> int:
+    return 1 + len(str(submission.record["text"]).encode()) // 1024

@@ -35,7 +35,8 @@ while i <= #ARGV do
     elseif entry.kind == 'approval' or entry.kind == 'rejection' then
         if redis.call('HEXISTS', KEYS[1] .. ':records:' .. day, of) == 1 then -- else it was deleted, or is too old
             redis.call('ZREM', KEYS[3], sortable)
-            redis.call('HSET', KEYS[1] .. ':reviews:' .. day, of, entry.kind == 'approval' and 'approved' or 'rejected')
+            local review = entry.kind == 'approval' and 'approved ' .. id or 'rejected'
+            redis.call('HSET', KEYS[1] .. ':reviews:' .. day, of, review)
         end
     end
     last = id

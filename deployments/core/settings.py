@@ -7,10 +7,10 @@ compared with this class by a test.
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deployments.core.access import ANYONE, LOCAL, TRUSTED_ANYONE, Caller
@@ -150,6 +150,15 @@ class Settings(BaseSettings):
         """Arguments first, then the named environment variables."""
         named = {name.lower(): os.environ[name] for name in ENVIRONMENT_NAMES if os.environ.get(name)}
         return init_settings, InitSettingsSource(settings_cls, named)
+
+    @model_validator(mode="after")
+    def _corrections_within_the_log(self) -> Self:
+        if self.correction_ttl_s > self.feedback_retention_days * DAY_S:
+            raise ValueError(
+                f"correction_ttl_s is {self.correction_ttl_s:g} s, longer than the log keeps a record; raise "
+                f"feedback_retention_days ({self.feedback_retention_days})"
+            )
+        return self
 
     @property
     def predictions_url(self) -> str:

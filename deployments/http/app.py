@@ -137,7 +137,7 @@ def build_app(
         exception_handlers={404: log.around(_no_such_path), 405: log.around(_no_such_method)},
     )
     app.router.redirect_slashes = False  # `classify/` is no path: a redirected POST would be an answer of no form
-    return ShortCut(endpoints, app)
+    return ShortCut({call: endpoint for call, endpoint in endpoints.items() if not _has_parameter(call[1])}, app)
 
 
 def _handler(groups: Iterable[object], name: str) -> Handler:
@@ -185,10 +185,13 @@ def _routes(endpoints: Mapping[tuple[str, str], Handler]) -> list[Route]:
     for (method, path), endpoint in endpoints.items():
         by_path.setdefault(path, {})[method] = endpoint
     # Literal paths first: `feedback/erase` is no feedback id.
-    return [Route(path, _by_method(by_path[path]), methods=list(by_path[path])) for path in sorted(by_path, key=_last)]
+    return [
+        Route(path, _by_method(by_path[path]), methods=list(by_path[path]))
+        for path in sorted(by_path, key=_has_parameter)
+    ]
 
 
-def _last(path: str) -> bool:
+def _has_parameter(path: str) -> bool:
     return "{" in path
 
 

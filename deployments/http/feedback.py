@@ -1,5 +1,7 @@
 """The calls about feedback: request in, response out, errors raised."""
 
+from typing import get_args
+
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +17,7 @@ from deployments.core.settings import Settings
 from deployments.http.admission import caller_of
 from deployments.http.wire import idempotency_key, json_response, number, one_of, read_body
 
-STATES = ("applied", "pending", "approved", "rejected", "recorded")
+STATES: tuple[str, ...] = get_args(contract.FeedbackState)
 DEFAULT_PAGE = 100
 DEFAULT_DAYS = 7
 

@@ -1,12 +1,13 @@
-"""Hits are answered in front of Serve: before it begins its own work on a request.
+"""Hits are answered in front of Serve, before it begins its own work on a request, and so is feedback.
 
     text ── at hand? ── kept? ── Serve ── the application, which need not look again
+    feedback record ── the application
 
 Serve's HTTP server in a replica goes through `middlewares` first, when RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
-it. A text whose prediction is kept needs nothing of what Serve does then: no task of its own, no place among the
-ongoing requests, no watch over whether its caller leaves. Everything else goes on to Serve, refusals too, and so does
-every request in a process that is no ingress replica. Without that variable the answers are the same, save that Serve
-fails on some headers that are no UTF-8, and a hit takes longer.
+it. A text whose prediction is kept, or a record that is on disk in some milliseconds, needs nothing of what Serve does
+then: no task of its own, no place among the ongoing requests, no watch over whether its caller leaves. Everything else
+goes on to Serve, and so does every request in a process that is no ingress replica. Without that variable the answers
+are the same, save that Serve fails on some headers that are no UTF-8, and take longer.
 """
 
 import asyncio
@@ -22,25 +23,27 @@ from deployments.core.errors import IntentGraphError
 from deployments.core.parsing import parse
 from deployments.core.service import Answer, IntentService, LookedUp
 from deployments.http.admission import Admission
-from deployments.http.app import LOOKED_UP
+from deployments.http.app import API, LOOKED_UP
 from deployments.http.request_log import RequestLog, loggable
 
 logger = logging.getLogger(__name__)
 
+CLASSIFY = f"{API}/classify"
+FEEDBACK = f"{API}/feedback"
 OF_OTHER_CALLS = (b"cache-control", b"x-request-timeout-seconds")
 """Headers that ask for more than a ready answer."""
 
 
 class Front:
-    """Answers the calls for one text whose prediction is kept. Make it in the replica's event loop.
+    """Answers the calls for one text whose prediction is kept, and has `app` answer feedback records.
 
-    `looks_up` is false where caching is off.
+    Make it in the replica's event loop. `looks_up` is false where caching is off.
     """
 
     def __init__(
-        self, path: str, service: IntentService, log: RequestLog, admission: Admission, *, looks_up: bool
+        self, service: IntentService, app: ASGIApp, log: RequestLog, admission: Admission, *, looks_up: bool
     ) -> None:
-        self._path = path
+        self._app = app
         self._service = service
         self._admission = admission
         self._log = log
@@ -48,14 +51,22 @@ class Front:
         self._loop = asyncio.get_running_loop()
 
     def may_answer(self, scope: Scope) -> bool:
-        """Whether it is such a call, by somebody who may; event loops but the service's may not touch its memory."""
+        """Whether it is such a call, by somebody who may."""
+        return (
+            self._is_post(scope, CLASSIFY) and not scope["query_string"] and self._admission.admits(scope, "classify")
+        )
+
+    def application_for(self, scope: Scope) -> ASGIApp | None:
+        """What answers a feedback record, refusals too."""
+        return self._app if self._is_post(scope, FEEDBACK) else None
+
+    def _is_post(self, scope: Scope, path: str) -> bool:
+        """Event loops but the service's may not touch its memory."""
         return (
             scope["type"] == "http"
-            and scope["path"] == self._path
+            and scope["path"] == path
             and scope["method"] == "POST"
-            and not scope["query_string"]
             and asyncio.get_running_loop() is self._loop
-            and self._admission.admits(scope, "classify")
         )
 
     async def answer(self, scope: Scope, message: Message) -> tuple[Message, Message] | None:
@@ -111,6 +122,9 @@ class FrontMiddleware:
         """Serve one request."""
         scope = _readable(scope)
         front = _fronts[-1] if _fronts else None
+        if front is not None and (app := front.application_for(scope)):
+            await _answer_whole(app, scope, receive, send)
+            return
         if front is None or not front.may_answer(scope):
             await self._app(scope, receive, send)
             return
@@ -127,6 +141,19 @@ class FrontMiddleware:
         except Exception:  # whatever it is, the application behind knows what to say
             logger.exception("answering in front of Serve failed")
             return ()
+
+
+async def _answer_whole(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Have `app` answer, with the request's id as Serve's own middleware sets it: for the log and for the caller."""
+    header = b"x-request-id", _request_id(scope).encode("latin-1")
+    others = [(name, value) for name, value in scope["headers"] if name != header[0]]
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], header]}
+        await send(message)
+
+    await app({**scope, "headers": [*others, header]}, receive, send_with_id)
 
 
 def _readable(scope: Scope) -> Scope:

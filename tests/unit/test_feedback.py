@@ -199,7 +199,7 @@ async def test_patterns_show_what_is_confused_falls_and_is_contested(service: Fe
         tally(20_000, "translation", 10),
         tally(20_000, "reasoning", 60),
     ]
-    log.contests = [(Contest(["1-0", "2-0"], ["reasoning", "translation"]), "is it?")]
+    log.contests = [(Contest("2-0", "translation", 1, ("reasoning", "translation")), "is it?")]
     patterns = await service.patterns(7)
 
     [confusion] = patterns.confusions

@@ -362,3 +362,53 @@ async def test_trimming_leaves_nothing_of_its_days(log: FeedbackLog, client: Red
 
     assert [entry.kind for entry in await entries(client)] == ["rejection"]
     assert await client.keys() == [LOG.encode()]
+
+
+async def test_an_id_is_the_same_however_it_is_written(log: FeedbackLog, client: Redis) -> None:
+    """The store reads `007-0` as `7-0` in a stream, and as another name in a hash."""
+    first, second = await log.append([submission(str(n), state="pending", text=f"secret {n}") for n in range(2)])
+    await log.delete(f"00{first.feedback_id}")
+    await log.review(f"0{second.feedback_id}", "approved")
+    await log.delete(second.feedback_id)
+
+    assert [entry.kind for entry in await entries(client)] == ["deletion", "deletion"]
+    assert {entry.of for entry in await entries(client)} == {first.feedback_id, second.feedback_id}
+    assert not [key for key in await client.keys() if b":records:" in key or b":reviews:" in key]
+
+
+async def test_deleting_a_record_takes_its_approval_with_it(log: FeedbackLog, client: Redis) -> None:
+    """With the hash of the text and what it was corrected to."""
+    [receipt] = await log.append([submission(state="pending")])
+    await log.review(receipt.feedback_id, "approved")
+    await log.delete(receipt.feedback_id)
+
+    assert [entry.kind for entry in await entries(client)] == ["deletion"]
+
+
+async def test_deleting_a_record_leaves_a_key_that_names_another(log: FeedbackLog, client: Redis) -> None:
+    """A key may have expired, and be used again, before its record leaves the log."""
+    [first] = await log.append([submission()])
+    await client.delete(*await client.keys(f"{LOG}:key:*"))
+    [second] = await log.append([submission()])
+    await log.delete(first.feedback_id)
+    [again] = await log.append([submission()])
+
+    assert again == Receipt(second.feedback_id, duplicate=True, state="applied")
+
+
+@pytest.mark.parametrize(("age_days", "in_time"), [(29, True), (30, False)])
+async def test_no_correction_is_approved_that_would_outlive_its_record(
+    client: Redis, store: LogStore, age_days: int, in_time: bool
+) -> None:
+    """It could not be undone then. A record of 30 days ago leaves at midnight, a correction lives for a day."""
+    log = FeedbackLog(store, retention_days=30)
+    day = int(await store.now_s() // DAY_S) - age_days
+    await add_entry_of(client, day)
+    reviewing = log.review(f"{day * DAY_S * 1000 + 5}-0", "approved")
+
+    if in_time:
+        await reviewing
+    else:
+        with pytest.raises(Conflict, match="too old"):
+            await reviewing
+        await log.review(f"{day * DAY_S * 1000 + 5}-0", "rejected")

@@ -83,6 +83,18 @@ def test_an_intent_falls_only_if_chance_does_not_explain_it():
 
 def test_the_most_contested_texts_come_first():
     """By turns, and of as many turns the older one."""
-    contests = [Contest(["1-0", "2-0"], ["a", "a"]), Contest(["4-0"], ["a", "b"]), Contest(["3-0"], ["b", "a", "b"])]
+    contests = [contest_of("1", "aa"), contest_of("4", "ab"), contest_of("3", "bab"), contest_of("2", "ba")]
 
-    assert [contest.turns for contest in contested(contests, 5)] == [2, 1]
+    assert [(each.last_feedback_id, each.turns) for each in contested(contests, 5)] == [
+        ("3-3", 2),
+        ("2-2", 1),
+        ("4-2", 1),
+    ]
+    assert contests[2].intents == ("b", "a")
+
+
+def contest_of(name: str, intents: str) -> Contest:
+    contest = Contest()
+    for number, intent in enumerate(intents, 1):
+        contest.add(f"{name}-{number}", intent)
+    return contest

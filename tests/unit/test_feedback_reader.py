@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from deployments.core.errors import InvalidInput, NotFound
+from deployments.core.connection import connect
+from deployments.core.errors import InvalidInput, NotFound, Unavailable
 from deployments.core.feedback_counts import Agreement, LogStats
 from deployments.core.feedback_reader import FeedbackReader, Page, StoredRecord
 from deployments.core.log_layout import COUNTS, CURSOR, DAY_S, FIRST_ID, LOG
+from deployments.core.log_store import LogStore
 from tests.unit.feedback_rows import INTENTS, add_entry_of, counters, recount, submission
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from deployments.core.feedback_log import FeedbackLog, Submission
-    from deployments.core.log_store import LogStore
+    from deployments.core.log_store import RawEntry
+    from tests.unit.conftest import StartValkey
 
 
 async def test_stats_count_the_retained_log(log: FeedbackLog, reader: FeedbackReader) -> None:
@@ -31,7 +35,7 @@ async def test_stats_count_the_retained_log(log: FeedbackLog, reader: FeedbackRe
         agreement=Agreement(corrections=3, confirmations=1),
         pairs=[("reasoning", "summarization", 2), ("code_generation", "reasoning", 1)],
         by_intent={"code_generation": Agreement(1, 0), "reasoning": Agreement(2, 1)},
-        pending=4,
+        untrained=4,
     )
 
 
@@ -52,7 +56,7 @@ async def test_pending_counts_what_came_after_the_training_cursor(
     pending = []
     for cursor in ids:
         await client.set(CURSOR, cursor)
-        pending.append((await reader.stats()).pending)
+        pending.append((await reader.stats()).untrained)
 
     assert pending == [4, 3, 2, 1, 0, 0]
 
@@ -136,7 +140,7 @@ async def test_the_training_cursor_moves_to_what_the_log_has(log: FeedbackLog, r
     pending = []
     for cursor in (receipts[1].feedback_id, receipts[2].feedback_id, FIRST_ID):
         await reader.acknowledge(cursor)
-        pending.append((await reader.stats()).pending)
+        pending.append((await reader.stats()).untrained)
 
     assert pending == [1, 0, 3]
     with pytest.raises(NotFound):
@@ -230,4 +234,56 @@ async def test_what_waits_is_counted(log: FeedbackLog, reader: FeedbackReader) -
     receipts = await log.append([submission(str(n), state="pending") for n in range(3)])
     await log.review(receipts[0].feedback_id, "approved")
 
-    assert await reader.waiting() == 2
+    assert await reader.pending() == 2
+
+
+async def test_counting_after_the_cursor_goes_on_where_it_was_and_begins_anew_after_a_deletion(
+    log: FeedbackLog, reader: FeedbackReader, client: Redis
+) -> None:
+    receipts = await log.append([submission(str(n)) for n in range(5)])
+    await reader.acknowledge(receipts[0].feedback_id)
+    found = [(await reader.stats()).untrained]
+    await log.append([submission("5")])
+    found.append((await reader.stats()).untrained)
+    await log.delete(receipts[2].feedback_id)
+    found.append((await reader.stats()).untrained)
+    await log.append([submission("6")])
+    found.append((await reader.stats()).untrained)
+    before = (await client.info("commandstats"))["cmdstat_xrange"]["calls"]
+    found.append((await reader.stats()).untrained)
+
+    assert found == [4, 5, 4, 5, 5]
+    assert (await client.info("commandstats"))["cmdstat_xrange"]["calls"] == before
+
+
+async def test_an_erasure_that_was_broken_off_goes_on_when_it_is_asked_again(log: FeedbackLog, store: LogStore) -> None:
+    """Its page at a time, so that the last records of a long log are reached at last."""
+
+    class Slow(LogStore):
+        pages = 0
+
+        async def _range(self, first: str, last: str, count: int) -> list[RawEntry]:
+            self.pages += 1
+            if self.pages == 3:
+                raise TimeoutError
+            return await super()._range(first, last, min(count, 2))
+
+    await log.append([submission(str(n), user_id="ann") for n in range(9)])
+    slow = Slow(store.client, timeout_s=2)
+    reader = FeedbackReader(slow)
+    with pytest.raises(TimeoutError):
+        await reader.erase(log, "ann")
+    walked = slow.pages
+    again = await reader.erase(log, "ann")
+
+    assert again == 5
+    assert slow.pages - walked < 6
+    assert await FeedbackReader(store).erase(log, "ann") == 0
+
+
+async def test_the_cursor_is_not_moved_on_a_store_that_would_forget_it(valkey_server: StartValkey) -> None:
+    server = valkey_server("--appendfsync", "everysec")
+    async with aclosing(connect(server.url, timeout_s=2)) as client:
+        with pytest.raises(Unavailable, match="appendfsync always"):
+            await FeedbackReader(LogStore(client, timeout_s=2)).acknowledge(FIRST_ID)
+    server.kill()

@@ -26,6 +26,7 @@ from tests.unit.fakes import CountingMetrics, FakeLog, FakeParts, artifact
 from tests.unit.test_http import FakeProbes
 
 PATH = f"{API}/classify"
+FEEDBACK = f"{API}/feedback"
 LOCALS = WithoutKeys(LOCAL)
 
 
@@ -39,7 +40,8 @@ class Replica:
         settings = Settings()
         self.service = IntentService(settings, artifact(), self.parts, self.counted)
         self.log = RequestLog(LoggedLines(), log_texts=False)
-        self.feedback = FeedbackService(settings, artifact(), FakeLog(), self.counted)
+        self.records = FakeLog()
+        self.feedback = FeedbackService(settings, artifact(), self.records, self.counted)
         self._app = build_app(settings, self.service, self.feedback, FakeProbes(), self.log, self.admission)
 
     async def app(self, scope: types.Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +57,7 @@ class Replica:
         async def server(scope: types.Scope, receive: Receive, send: Send) -> None:
             if not front._fronts:
                 self.service.local_tier.open()
-                front.install(Front(PATH, self.service, self.log, self.admission, looks_up=looks_up))
+                front.install(Front(self.service, self._app, self.log, self.admission, looks_up=looks_up))
             await behind(scope, receive, send)
 
         return server
@@ -228,6 +230,44 @@ async def test_every_header_that_reaches_serve_is_utf8(sent: bytes, read: bytes)
     await middleware.cls(serve)(scope, None, None)
 
     assert reached[0]["headers"] == [(b"x-request-id", read)]
+
+
+RECORD = {"text": "a", "original_intent": "reasoning", "correct_intent": "translation", "original_confidence": 0.5}
+
+
+def test_feedback_is_answered_in_front_as_the_application_answers_it(
+    client: TestClient, replica: Replica, caplog: pytest.LogCaptureFixture
+):
+    """Refusals too; with one request id, the caller's own or a new one, in the answer and in the log."""
+    caplog.set_level(logging.INFO)
+    client.get("/health/live")  # the front is there
+    before = replica.reached
+    own = client.post(FEEDBACK, json=RECORD, headers={"X-Request-ID": "r-1"})
+    drawn = client.post(FEEDBACK, json=RECORD)
+    bad = client.post(FEEDBACK, json={})
+    other = client.get(f"{FEEDBACK}/stats")
+
+    assert [each.status_code for each in (own, drawn, bad, other)] == [201, 201, 422, 200]
+    assert (replica.reached - before, len(replica.records.submissions)) == (1, 2)
+    ids = [each.headers.get_list("x-request-id") for each in (own, drawn, bad)]
+    assert ids[0] == ["r-1"]
+    assert [len(each) for each in ids] == [1, 1, 1]
+    logged = [line.http_request_id for line in caplog.records if getattr(line, "route", "") == FEEDBACK]
+    assert logged == [each for (each,) in ids]
+
+
+def test_feedback_in_front_needs_its_scope():
+    """The application behind is asked as ever."""
+    replica = Replica(OneKey("classify"))
+    try:
+        with TestClient(replica.stacked()) as client:
+            client.get("/health/live")
+            without, other = client.post(FEEDBACK, json=RECORD), client.post(FEEDBACK, json=RECORD, headers=GOOD)
+    finally:
+        front._fronts.clear()
+
+    assert (without.status_code, other.status_code) == (401, 403)
+    assert replica.records.submissions == []
 
 
 class OneKey:

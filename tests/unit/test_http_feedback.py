@@ -186,3 +186,14 @@ def test_a_method_that_a_path_does_not_take_is_told_of_all_it_takes(client: Test
     assert (several.status_code, one.status_code) == (405, 405)
     assert {"GET", "POST"} <= set(several.headers["Allow"].split(", "))
     assert one.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize("action", ["", "/approve", "/reject"])
+def test_the_name_of_a_parameter_is_an_id_like_any_other(client: TestClient, log: FakeLog, action: str):
+    """The path as the document writes it is a path too."""
+    log.error = NotFound("no such")
+    method = "POST" if action else "DELETE"
+    answer = client.request(method, f"{FEEDBACK}/%7Bfeedback_id%7D{action}")
+
+    assert (answer.status_code, answer.json()["type"]) == (404, "not-found")
+    assert log.asked[0][1] == "{feedback_id}"

@@ -159,3 +159,27 @@ async def test_the_logs_own_errors_pass_through(clock: Clock):
     outcomes = await append_within(limit, [submission("a", 0), submission("a", 1)], log.append)
 
     assert [each.status for each in outcomes if isinstance(each, IntentGraphError)] == [503, 429]
+
+
+async def test_long_texts_take_more_of_a_callers_rate():
+    """A token for each KiB: what fills the store is bytes. A long one is let through and owed for."""
+    now_s = 0.0
+    limit = RateLimit(rate_per_s=1, burst=3, clock=lambda: now_s)
+
+    async def append(submissions: Sequence[Submission]) -> list[Receipt]:
+        return [Receipt("1-0", duplicate=False, state="recorded") for _ in submissions]
+
+    def record(size: int) -> Submission:
+        return Submission({"text": "x" * size}, "", state="recorded", idempotency_key="key", by="caller")
+
+    first = await append_within(limit, [record(5 * 1024), record(1)], append)
+    now_s = 3.5
+    then = await append_within(limit, [record(1)], append)
+    now_s = 4.5
+    last = await append_within(limit, [record(1)], append)
+
+    assert isinstance(first[0], Receipt)
+    assert isinstance(first[1], Overloaded)
+    assert first[1].retry_after_s == pytest.approx(4)
+    assert isinstance(then[0], Overloaded)
+    assert isinstance(last[0], Receipt)

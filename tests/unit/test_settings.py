@@ -103,3 +103,9 @@ def test_whoever_calls_an_open_service_has_a_name_to_be_limited_by():
     """And whoever calls on this machine has none, so is not."""
     assert Settings(auth="open").keyless_caller.name in RESERVED_NAMES
     assert Settings().keyless_caller.name == ""
+
+
+def test_a_correction_may_not_outlive_the_log():
+    """It could not be undone then."""
+    with pytest.raises(ValidationError, match="longer than the log keeps a record"):
+        Settings(correction_ttl_s=3 * 24 * 3600, feedback_retention_days=2)
