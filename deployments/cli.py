@@ -15,14 +15,24 @@ from pathlib import Path  # noqa: TC003 — typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from deployments import feedback_cli, keys_cli
 from deployments.core.errors import StartupError
 from deployments.local.files import shipped
 from deployments.local.instance import data_folder, service_address, state_file
-from deployments.terminal import INTERRUPTED, KeyOption, UrlOption, console, examples, one_line_errors, shortened
+from deployments.terminal import (
+    INTERRUPTED,
+    KeyOption,
+    UrlOption,
+    cells,
+    console,
+    examples,
+    json_line,
+    one_line_errors,
+    printable,
+    shortened,
+)
 from deployments.training import cli as training
 
 if TYPE_CHECKING:
@@ -182,17 +192,17 @@ def _show_report(report: Report) -> None:
     for application in report.applications or ():
         for deployment in application.deployments:
             replicas = ", ".join(f"{count} {state.lower()}" for state, count in sorted(deployment.replicas.items()))
-            table.add_row(
-                deployment.name, deployment.status, f"{replicas or '0'} of {deployment.target}", deployment.message
-            )
+            counts = f"{replicas or '0'} of {deployment.target}"
+            message = "\n".join(cells(*deployment.message.splitlines()))  # a traceback
+            table.add_row(*cells(deployment.name, deployment.status, counts), message)
     for name, answers in report.stores.items():
         word = {True: "answers", False: "DOES NOT ANSWER", None: "not ours, not asked"}[answers]
-        table.add_row(f"{name} store", word, "", report.state.stores[name])
+        table.add_row(*cells(f"{name} store", word, "", report.state.stores[name]))
     terminal.print(table)
     if report.applications is None:
         terminal.print(f"Serve does not answer at {report.state.dashboard}")
     if report.health != "ok":
-        terminal.print(report.health)
+        terminal.print(printable(report.health), markup=False)
     verdict = "healthy" if report.healthy else f"not healthy ({report.state.phase})"
     terminal.print(f"{report.state.address} (pid {report.state.supervisor.pid}): {verdict}")
 
@@ -223,7 +233,7 @@ def classify(
         answers = asyncio.run(remote.classify(address, asked, api_key=key))
         if as_json:
             for answer in answers:
-                typer.echo(json.dumps(answer, ensure_ascii=False))
+                typer.echo(json_line(answer))
         else:
             _show_answers(asked, answers)
 
@@ -249,9 +259,8 @@ def _lines_of_stdin() -> Iterator[str]:
 def _show_answers(texts: list[str], answers: list[dict[str, Any]]) -> None:
     table = Table("text", "intent", "confidence", "complexity", "techniques", box=None, pad_edge=False)
     for text, answer in zip(texts, answers, strict=True):
-        shown = shortened(text, SHOWN_TEXT)
-        techniques = ", ".join(answer["suggested_techniques"])
-        table.add_row(escape(shown), answer["intent"], f"{answer['confidence']:.2f}", answer["complexity"], techniques)
+        shown, techniques = shortened(text, SHOWN_TEXT), ", ".join(answer["suggested_techniques"])
+        table.add_row(*cells(shown, answer["intent"], f"{answer['confidence']:.2f}", answer["complexity"], techniques))
     console().print(table)
 
 

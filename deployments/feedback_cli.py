@@ -6,19 +6,28 @@ It parses, calls and prints. Most of it asks a running service over HTTP; `backu
 from __future__ import annotations
 
 import asyncio
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from deployments.core.errors import StartupError
 from deployments.core.log_layout import FIRST_ID
 from deployments.local.instance import service_address
-from deployments.terminal import KeyOption, UrlOption, console, examples, one_line_errors, shortened
+from deployments.terminal import (
+    KeyOption,
+    UrlOption,
+    cells,
+    console,
+    examples,
+    json_line,
+    one_line_errors,
+    printable,
+    shortened,
+    tell_error,
+)
 
 if TYPE_CHECKING:
     from deployments.core.feedback_export import TrainingRows
@@ -89,23 +98,25 @@ def list_feedback(
         shown = records[:limit]
         if as_json:
             for record in shown:
-                typer.echo(json.dumps(record, ensure_ascii=False))
+                typer.echo(json_line(record))
         else:
             _show(shown)
         if len(records) > limit:
-            typer.echo(f"There are more: --after {shown[-1]['feedback_id']}", err=True)
+            typer.echo(f"There are more: --after {printable(shown[-1]['feedback_id'])}", err=True)
 
 
 def _show(records: list[dict[str, Any]]) -> None:
     table = Table("id", "when", "by", "state", "text", "intent", box=None, pad_edge=False)
     for record in records:
         table.add_row(
-            record["feedback_id"],
-            record["accepted_at"][:16].replace("T", " "),
-            escape(record["by"]),
-            record["state"],
-            escape(shortened(record["text"], SHOWN_TEXT)),
-            escape(_intents(record)),
+            *cells(
+                record["feedback_id"],
+                record["accepted_at"][:16].replace("T", " "),
+                record["by"],
+                record["state"],
+                shortened(record["text"], SHOWN_TEXT),
+                _intents(record),
+            )
         )
     console().print(table)
 
@@ -145,7 +156,11 @@ def _act(action: Action, done: str, ids: list[str], url: str | None, key: str | 
         from deployments.local import remote_feedback
 
         acting = remote_feedback.act(
-            service_address(url), action, ids, lambda feedback_id: typer.echo(f"{feedback_id} {done}"), api_key=key
+            service_address(url),
+            action,
+            ids,
+            lambda feedback_id: typer.echo(f"{printable(feedback_id)} {done}"),
+            api_key=key,
         )
         _tell_refused(asyncio.run(acting))
 
@@ -153,9 +168,9 @@ def _act(action: Action, done: str, ids: list[str], url: str | None, key: str | 
 def _tell_refused(refused: list[str]) -> None:
     """Exit code 1 if there are any."""
     for line in refused[:SHOWN_REFUSALS]:
-        typer.echo(f"intents: {line}", err=True)
+        tell_error(line)
     if len(refused) > SHOWN_REFUSALS:
-        typer.echo(f"intents: and {len(refused) - SHOWN_REFUSALS:,} more", err=True)
+        tell_error(f"and {len(refused) - SHOWN_REFUSALS:,} more")
     if refused:
         raise typer.Exit(1)
 
@@ -252,11 +267,11 @@ def _tell_exported(chosen: TrainingRows) -> None:
     left_out = "".join(f"; left out, {reason}: {count:,}" for reason, count in sorted(chosen.left_out.items()))
     typer.echo(f"{_number(len(chosen), 'row')} written{left_out}", err=True)
     if chosen.last_id:
-        typer.echo(f"Once they are trained on: intents feedback ack {chosen.last_id}", err=True)
+        typer.echo(f"Once they are trained on: intents feedback ack {printable(chosen.last_id)}", err=True)
 
 
 def _json_line(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    return json_line(value).encode() + b"\n"
 
 
 def _number(count: int, noun: str) -> str:

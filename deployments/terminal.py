@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from deployments.core.errors import StartupError
 
@@ -29,6 +31,7 @@ KeyOption = Annotated[
 ]
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 def examples(*commands: str) -> str:
@@ -43,8 +46,35 @@ def console() -> Console:
 
 def shortened(text: str, limit: int) -> str:
     """A text on one line of at most `limit` characters, white space made single blanks."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """A text that can do nothing to a terminal but stand there.
+
+    What comes from others may hold escape sequences, line ends or changes of direction: with them it would move the
+    cursor, and forge lines of a table.
+    """
+    return text if text.isprintable() else "".join(each if each.isprintable() else REPLACED for each in text)
+
+
+def cells(*texts: str) -> list[str]:
+    """The cells of a table's row, as they are: printable, and no markup."""
+    return [escape(printable(text)) for text in texts]
+
+
+def json_line(value: object) -> str:
+    """JSON on one line: letters as they are, and what is not printable escaped."""
+    line = json.dumps(value, ensure_ascii=False)
+    return (
+        line if line.isprintable() else "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line)
+    )
+
+
+def tell_error(line: str) -> None:
+    """Print a line on standard error, with the command's name before it."""
+    typer.echo(f"intents: {printable(line)}", err=True)
 
 
 @contextlib.contextmanager
@@ -59,5 +89,5 @@ def one_line_errors(expected: tuple[type[Exception], ...] = (StartupError,)) -> 
         raise typer.Exit(1) from None
     except expected as error:
         for line in str(error).splitlines() or [type(error).__name__]:
-            typer.echo(f"intents: {line}", err=True)
+            tell_error(line)
         raise typer.Exit(1) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import signal
 import sys
 from dataclasses import asdict
@@ -15,7 +14,7 @@ import typer
 
 from deployments.core.artifact import DEFAULT_ARTIFACT, OUT_OF_SCOPE, Artifact
 from deployments.core.errors import StartupError
-from deployments.terminal import console, examples, one_line_errors
+from deployments.terminal import console, examples, json_line, one_line_errors
 from deployments.training.recipe import Recipe
 from deployments.training.rows import Split
 
@@ -162,7 +161,7 @@ def _show(report: Report, worst: int, as_json: bool) -> None:
     from deployments.training.display import show
 
     if as_json:
-        typer.echo(json.dumps(asdict(report), ensure_ascii=False))
+        typer.echo(json_line(asdict(report)))
     else:
         show(report, console(), worst=worst)
 
@@ -199,7 +198,7 @@ def _show_left_out(reports: dict[str, Report | None], as_json: bool) -> None:
 
     if as_json:
         document = {name: report and asdict(report) for name, report in reports.items()}
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        typer.echo(json_line(document))
     else:
         show_left_out(reports, console())
 

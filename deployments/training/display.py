@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from deployments.terminal import shortened
+from deployments.terminal import cells, shortened
 from deployments.training.scores import Report, most_confused
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def _mistakes(report: Report, worst: int) -> RenderableType:
     table = Table("where", "meant", "said", "confidence", "text", title="the surest mistakes", box=None, pad_edge=False)
     for mistake in report.mistakes[:worst]:
         shown = shortened(mistake.text, SHOWN_TEXT)
-        cells = (mistake.place, mistake.intent, mistake.said, f"{mistake.confidence:.2f}", shown)
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells(mistake.place, mistake.intent, mistake.said, f"{mistake.confidence:.2f}", shown))
     return table
 
 
@@ -146,7 +145,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     for name in header[1:]:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*cells(*row))
     return table
 
 

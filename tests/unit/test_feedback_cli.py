@@ -150,6 +150,18 @@ def test_records_are_listed_in_a_table(feedback: Intents, service: Service):
     assert result.stderr == "There are more: --after 3-0\n"
 
 
+def test_a_record_cannot_forge_rows_of_the_list(feedback: Intents, service: Service):
+    """Nor do more to a terminal than stand there, in the table or as JSON."""
+    hostile = "a\x1b[2K\r\x1b[1A\x9b2J\u202e"
+    service.records = [full(1, hostile, by=hostile, user_id=hostile, correct_intent=hostile)]
+    table, document, rows = feedback("list"), feedback("list", "--json"), feedback("export", "--all")
+
+    assert len(table.stdout.splitlines()) == 2
+    for line in (*table.stdout.splitlines(), document.stdout[:-1], rows.stdout[:-1]):
+        assert line.isprintable()
+    assert json.loads(document.stdout) == json.loads(rows.stdout) == service.records[0]
+
+
 def test_a_list_is_of_a_state_and_after_a_record_when_asked_so(feedback: Intents, service: Service):
     """However many pages have none."""
     states = ["pending", "applied", "applied", "applied", "applied", "pending"]

@@ -105,6 +105,13 @@ def test_classifying_prints_a_table(intents, address):
     ] * 2
 
 
+def test_a_text_cannot_forge_rows_of_the_table(intents, address):
+    """Its escape sequences are shown, not obeyed."""
+    result = intents("classify", "--url", address, "a\x1b[2K\x1b[1A\x9b")
+
+    assert [line.isprintable() for line in result.stdout.splitlines()] == [True, True]
+
+
 def test_classifying_standard_input_takes_a_text_a_line(intents, address):
     """Blank lines are none; as JSON it is one object a line, in order."""
     result = intents("classify", "--json", "--url", address, "-", input="one\n\ntwo\n" * 120)
