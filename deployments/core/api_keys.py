@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deployments.core.access import RESERVED_NAMES, Scope
 from deployments.core.errors import StartupError
+from deployments.core.replaced_file import replacing
 
 PREFIX = "ig"
 
@@ -167,14 +167,18 @@ def changing(path: Path) -> Iterator[Callable[[KeysFile], None]]:
 
 
 def _write(path: Path, content: KeysFile) -> None:
-    """Replace the file at once, never half, readable by its owner only; it is on disk when this returns."""
+    """Replace the file at once, never half; it is on disk when this returns.
+
+    Only its owner reads a new one. Another keeps its owner, group and mode: a service of another user than the one who
+    changes it would else go on with the keys it knows, revoked ones among them.
+    """
     try:
-        descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # of mode 0600
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content.model_dump_json(indent=2, exclude_none=True) + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        Path(draft).replace(path)
+        with replacing(path, keep_access=True) as file:
+            file.write(content.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
+    except PermissionError as error:
+        raise StartupError(
+            f"the keys file {path} cannot be written as its owner's ({error.strerror}); run this as that user"
+        ) from None
     except OSError as error:
         raise StartupError(f"the keys file {path} cannot be written ({error.strerror})") from None
 

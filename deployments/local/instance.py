@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from deployments.core.errors import StartupError
+from deployments.core.replaced_file import replacing
 from deployments.local.processes import Identity
 
 if TYPE_CHECKING:
@@ -83,10 +84,8 @@ class StateFile:
     def write(self, state: State) -> None:
         """Replace the file at once, never half."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = self.path.with_suffix(".new")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(asdict(state), file, indent=2)
-        draft.replace(self.path)
+        with replacing(self.path) as file:
+            file.write(json.dumps(asdict(state), indent=2).encode())
 
     def remove(self, run: str) -> None:
         """Forget that run; another run's state stays."""

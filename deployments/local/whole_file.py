@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import os
 import sys
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from deployments.core.errors import StartupError
+from deployments.core.replaced_file import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @contextmanager
@@ -34,25 +33,12 @@ def written_whole(file: Path) -> Iterator[IO[bytes]]:
             with file.open("wb") as open_file:
                 yield open_file
         else:
-            with _replacing(file.resolve()) as draft, _packed(draft, file) as packed:
+            with replacing(file.resolve()) as draft, _packed(draft, file) as packed:
                 yield packed
     except BrokenPipeError:
         raise
     except OSError as error:
         raise StartupError(f"{file}: cannot be written ({error.strerror}); choose another place") from error
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[IO[bytes]]:
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as draft:
-        try:
-            yield draft
-            draft.flush()
-            os.fsync(draft.fileno())
-            Path(draft.name).replace(file)
-        except BaseException:
-            Path(draft.name).unlink(missing_ok=True)
-            raise
 
 
 @contextmanager

@@ -2,7 +2,11 @@
 
 import base64
 import json
+import os
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +20,8 @@ from deployments.core.api_keys import ApiKey, KeysFile, changing, digest, read
 from deployments.core.errors import StartupError
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+OTHER_USER = 65_500
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may act for another user")
 LATER = datetime(2026, 11, 28, 12, tzinfo=UTC)
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", fullmatch=True).filter(lambda name: name != "anyone")
 
@@ -62,16 +68,62 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     assert all(len(set(key.scopes)) == len(key.scopes) for key in content.keys)
 
 
+@contextmanager
+def being(user: int) -> Iterator[None]:
+    """Act as another user."""
+    own = os.geteuid()
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
 def test_only_its_owner_may_read_the_file_and_nothing_else_is_left(tmp_path: Path):
-    """However readable the file was that it replaces; a folder that is missing is made for the owner too."""
+    """A folder that is missing is made for the owner too."""
     path = tmp_path / "new" / "keys.json"
     write(path, KeysFile())
-    path.chmod(0o644)
     write(path, KeysFile())
 
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert [each.name for each in path.parent.iterdir()] == ["keys.json"]
+
+
+def test_a_change_keeps_who_may_read_the_file(tmp_path: Path):
+    """A service that reads it by its group does not hear of a revocation otherwise."""
+    path = tmp_path / "keys.json"
+    write(path, KeysFile())
+    path.chmod(0o640)
+    write(path, KeysFile())
+
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@as_root
+def test_a_change_keeps_whose_the_file_is(tmp_path: Path):
+    """Root may revoke a key of a service that runs as another user."""
+    path = tmp_path / "keys.json"
+    write(path, KeysFile())
+    os.chown(path, OTHER_USER, OTHER_USER + 1)
+    write(path, KeysFile())
+
+    assert (path.stat().st_uid, path.stat().st_gid) == (OTHER_USER, OTHER_USER + 1)
+
+
+@as_root
+def test_whoever_may_not_give_the_file_to_its_owner_is_told_and_changes_nothing():
+    """In one line, with no draft left: a revocation that the service cannot read would be none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "keys.json"
+        write(path, KeysFile())
+        path.chmod(0o644)
+        path.parent.chmod(0o777)
+        with being(OTHER_USER), pytest.raises(StartupError, match=r"as its owner's .* run this as that user"):
+            write(path, KeysFile().with_new("app", ["admin"], NOW)[0])
+
+        assert read(path) == KeysFile()
+        assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_link_to_the_file_stays_one(tmp_path: Path):
