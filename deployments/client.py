@@ -170,7 +170,12 @@ class HttpClient:
             # HAProxy's own errors are not JSON: its text then stands for the detail.
             is_json = response.content_type.endswith("json")
             answer = await response.json(content_type=None) if is_json else {"detail": await response.text()}
-            return response.status, answer, float(response.headers.get("Retry-After", 1))
+            return response.status, answer, _seconds(response.headers.get("Retry-After", ""))
+
+
+def _seconds(retry_after: str) -> float:
+    """A wait in seconds; 1 for the other form, a date (RFC 9110, 10.2.3), which no part of the service sends."""
+    return float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 1.0
 
 
 def _record(feedback_id: str) -> str:
