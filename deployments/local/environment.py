@@ -105,6 +105,7 @@ def node_environment(
     """
     environment = dict(base)
     environment.pop("RAY_ADDRESS", None)  # it would point replicas at another cluster
+    environment.pop("INTENTS_API_KEY", None)  # of this user as a caller; no process of the service needs it
     if environment.get("MODEL_ARTIFACT"):  # a replica's working folder is Ray's affair
         environment["MODEL_ARTIFACT"] = str(Path(environment["MODEL_ARTIFACT"]).absolute())
     for knob in knobs(haproxy=haproxy, cpus=cpus or os.cpu_count() or 1):

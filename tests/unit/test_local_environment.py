@@ -54,6 +54,11 @@ def test_another_clusters_address_does_not_reach_the_replicas():
     assert "RAY_ADDRESS" not in environment({"RAY_ADDRESS": "10.0.0.1:6379"})
 
 
+def test_the_users_own_key_stays_with_the_user():
+    """The processes of the service call nobody with it; what reads their environment would have it."""
+    assert "INTENTS_API_KEY" not in environment({"INTENTS_API_KEY": "ig_1_s3cret"})
+
+
 def test_a_freed_port_is_quarantined_longer_than_an_old_haproxy_lives():
     """Otherwise an old HAProxy routes to whoever gets the port next."""
     found = environment()
