@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from deployments.core.errors import StartupError
 from deployments.core.feedback_backup import BackupEntry, Header, Trailer, to_bytes
-from deployments.core.log_layout import COUNTS, CURSOR, FIRST_ID, LOG, PENDING, day_of, sortable
+from deployments.core.log_layout import COUNTS, CURSOR, FIRST_ID, LOG, PENDING, day_of, is_id, sortable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from deployments.core.log_store import LogStore
 
@@ -49,6 +49,7 @@ def check(lines: Iterable[bytes]) -> Contents:
     reading = iter(lines)
     first = next(reading, b"")
     header = Header.parse(first)
+    _require_cursor(header)
     digest = hashlib.sha256(first)
     ids: list[str] = []
     trailer: Trailer | None = None
@@ -64,13 +65,34 @@ def check(lines: Iterable[bytes]) -> Contents:
     return Contents(header, ids)
 
 
+def _require_cursor(header: Header) -> None:
+    cursor = header.training_cursor
+    if cursor is not None and not (isinstance(cursor, str) and is_id(cursor)):
+        raise StartupError(f"its training cursor {cursor!r} is no id; take another backup")
+
+
 def _entry_id(line: bytes, before: int) -> str:
     if not line.endswith(b"\n"):
         raise StartupError(f"it is torn after {before:,} entries; take another backup")
     try:
-        return BackupEntry.parse(line).entry_id
+        return _entry(line).entry_id
     except ValueError as error:
         raise StartupError(f"its line {before + 2:,} is damaged ({error}); take another backup") from None
+
+
+def _entry(line: bytes) -> BackupEntry:
+    """Read a line whose parts are strings. Raises ValueError: it is no entry, or not such a one."""
+    try:
+        entry = BackupEntry.parse(line)
+    except (AttributeError, TypeError):  # of a part that is no string
+        raise ValueError("it is no entry") from None
+    parts = [*entry.fields.values(), *([] if entry.record is None else [entry.record])]
+    parts += [entry.key.value] if entry.key else []
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"entry {entry.entry_id!r} holds what is no string")
+    if entry.key and not isinstance(entry.key.expires_at_ms, int):
+        raise ValueError(f"entry {entry.entry_id!r} has a key that expires at no time")
+    return entry
 
 
 def _require_whole(says: Trailer | None, found: Trailer) -> None:
@@ -104,7 +126,8 @@ async def restore(
     await store.require_durable()
     before = done = await _already_there(store, contents.ids)
     last_id = contents.ids[done - 1] if done else FIRST_ID
-    for batch in _batches(islice(lines, 1 + done, 1 + len(contents.ids)), max_batch):
+    again = islice(lines, 1 + done, None)
+    for batch in _batches(_same_entries(again, contents.ids[done:]), max_batch):
         told(done)
         await _write(store, last_id, batch)
         done += len(batch)
@@ -132,12 +155,29 @@ _REMEDY = (
 )
 
 
-def _batches(lines: Iterable[bytes], max_batch: int) -> Iterator[list[BackupEntry]]:
+def _same_entries(lines: Iterable[bytes], ids: Sequence[str]) -> Iterator[tuple[BackupEntry, int]]:
+    """Each entry with the bytes of its line. Raises StartupError: they are not those that were checked."""
+    reading = iter(lines)
+    for entry_id in ids:
+        line = next(reading, b"")
+        try:
+            entry = _entry(line)
+        except ValueError:
+            raise StartupError(_CHANGED) from None
+        if entry.entry_id != entry_id:
+            raise StartupError(_CHANGED)
+        yield entry, len(line)
+
+
+_CHANGED = "the backup was changed while it was read; leave it as it is and restore again"
+
+
+def _batches(entries: Iterable[tuple[BackupEntry, int]], max_batch: int) -> Iterator[list[BackupEntry]]:
     batch: list[BackupEntry] = []
     size = 0
-    for line in lines:
-        batch.append(BackupEntry.parse(line))
-        size += len(line)
+    for entry, size_bytes in entries:
+        batch.append(entry)
+        size += size_bytes
         if len(batch) == max_batch or size > MAX_BATCH_BYTES:
             yield batch
             batch, size = [], 0

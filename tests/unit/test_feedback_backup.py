@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -239,6 +240,28 @@ def add_entry(server: ValkeyServer) -> None:
         other.xadd(LOG, {"kind": "other"})
 
 
+CHANGED = {
+    "damaged": lambda lines: [*lines[:2], b"x\n", *lines[3:]],
+    "shorter": lambda lines: lines[:3],
+    "torn": lambda lines: [*lines[:2], lines[2][:-9]],
+    "of other entries": lambda lines: [*lines[:2], lines[2].replace(b'"id":"', b'"id":"9'), *lines[3:]],
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+async def test_a_backup_that_changes_after_it_was_checked_is_told(
+    log: FeedbackLog, client: Redis, store: LogStore, name: str
+) -> None:
+    """In one line; with the file as it was, it goes on."""
+    await log.append([submission(str(n)) for n in range(4)])
+    lines = await lines_of(store)
+    await client.flushall()
+    with pytest.raises(StartupError, match="the backup was changed while it was read"):
+        await restore(store, check(lines), CHANGED[name](lines), lambda _done: None, max_batch=1)
+    assert (await put_back(store, lines)).before in {1, 2}
+    assert await client.xlen(LOG) == 4
+
+
 async def test_a_store_that_would_not_keep_it_is_refused(valkey_server: StartValkey) -> None:
     """Before anything is written."""
     careless = valkey_server("--appendfsync", "everysec")
@@ -270,7 +293,30 @@ def whole() -> list[bytes]:
     return sealed(Header(MADE_AT, "6-0", None).to_line(), *(entry.to_line() for entry in entries))
 
 
+def with_cursor(cursor: object) -> list[bytes]:
+    return sealed(Header(MADE_AT, "6-0", cursor).to_line(), *whole()[1:-1])  # type: ignore[arg-type]
+
+
+def with_entry(**parts: object) -> list[bytes]:
+    entry = {"id": "5-0", "fields": {"kind": "deletion", "of": "1-0"}} | parts
+    return sealed(whole()[0], json.dumps(entry).encode() + b"\n")
+
+
 DAMAGED = {
+    "a cursor that is no id": (lambda _: with_cursor("x"), "its training cursor 'x' is no id"),
+    "a cursor that is a number": (lambda _: with_cursor(5), "its training cursor 5 is no id"),
+    "a field that is a number": (lambda _: with_entry(fields={"kind": "deletion", "of": 1}), "holds what is no string"),
+    "a record that is none": (lambda _: with_entry(record=[]), "holds what is no string"),
+    "a key that is a number": (lambda _: with_entry(fields={"key": 1}, key=["gone", 1]), "it is no entry"),
+    "a decision about a number": (lambda _: with_entry(fields={"kind": "approval", "of": 1}), "it is no entry"),
+    "the value of a key a number": (
+        lambda _: with_entry(fields={"key": f"{LOG}:key:"}, key=[1, 1]),
+        "holds what is no string",
+    ),
+    "a key that expires at a word": (
+        lambda _: with_entry(fields={"key": f"{LOG}:key:"}, key=["gone", "soon"]),
+        "a key that expires at no time",
+    ),
     "without its end": (lambda lines: lines[:-1], "torn after 2 entries"),
     "torn within a line": (lambda lines: [*lines[:2], lines[2][:-9]], "torn after 1 entries"),
     "torn after its header": (lambda lines: lines[:1], "torn after 0 entries"),
