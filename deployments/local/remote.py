@@ -91,6 +91,8 @@ async def connected(address: str, api_key: str | None, *, attempts: int = 3) -> 
             yield client
     except aiohttp.InvalidURL:
         raise StartupError(f"{address} is not an address; --url takes one such as http://127.0.0.1:8000") from None
+    except BrokenPipeError:  # of what is printed meanwhile, not of the service: the client wraps its own
+        raise
     except ConnectionError:
         remedy = "start the service with `intents up`, or name it with --url"
         raise StartupError(f"nothing answers at {address}; {remedy}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -351,6 +352,20 @@ def test_ctrl_c_ends_an_export_at_once_and_leaves_nothing(tmp_path: Path):
 
     assert (process.returncode, said) == (130, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_ends_early_ends_an_export_quietly(service: Service, tmp_path: Path):
+    """As `| head -1` does: no traceback, and nothing about the service, which answers."""
+    service.records = [full(n, "long " * 20_000) for n in range(1, 6)]
+    command = [*INTENTS, "feedback", "export", "--all", "--url", service.address, "-"]
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        first = process.stdout.read(10)
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert first == b'{"feedback'
+    assert (process.returncode, said) == (1, b"")
 
 
 async def fill(url: str, count: int) -> None:
