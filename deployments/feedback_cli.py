@@ -55,7 +55,8 @@ StoreOption = Annotated[
         metavar="URL",
         envvar="FEEDBACK_REDIS_URL",
         show_default=False,
-        help="The log's store, redis://…; that of the service running here when absent.",
+        help="The log's store, redis://…; that of the service running here when absent. With a password it is better "
+        "in the variable than here, where other users of the machine see it.",
     ),
 ]
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 from deployments.core.connection import connect
-from deployments.core.errors import IntentGraphError, StartupError
+from deployments.core.errors import IntentGraphError, StartupError, Unavailable
 from deployments.core.feedback_backup import backup
 from deployments.core.feedback_restore import Contents, Restored, check, restore
 from deployments.core.log_layout import LOG
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 """Of one round trip. A page of long records is some MB."""
+
+_REMEDY = "if it needs a password or TLS options, give its URL with them as --store or FEEDBACK_REDIS_URL"
+"""Of the service running here only the URL without them is noted."""
 
 
 def store_url(given: str | None) -> str:
@@ -83,6 +86,8 @@ async def _store(url: str, *, unsafe: bool = False) -> AsyncIterator[LogStore]:
     async with aclosing(client):
         try:
             yield LogStore(client, timeout_s=TIMEOUT_S, unsafe=unsafe)
+        except Unavailable as error:
+            raise StartupError(f"{error.detail}; {_REMEDY}") from None
         except IntentGraphError as error:
             raise StartupError(error.detail) from None
 

@@ -27,10 +27,12 @@ from deployments.core.connection import connect
 from deployments.core.feedback_log import FeedbackLog
 from deployments.core.log_layout import LOG
 from deployments.core.log_store import LogStore
+from deployments.local.instance import StateFile
 from deployments.training.rows import read_rows
 from tests.service import INTENTS
 from tests.unit.feedback_rows import submission
 from tests.unit.test_feedback_export import confirmation, record
+from tests.unit.test_local_instance import a_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -436,6 +438,29 @@ def test_a_store_with_another_log_or_that_keeps_nothing_is_refused(
     assert "`appendfsync always` (it is no)" in refused.stderr
     with Redis.from_url(careless.url) as client:
         assert client.xlen(LOG) == 3
+
+
+def test_a_store_that_asks_for_a_password_is_told_with_where_to_give_it(
+    intents: Intents, valkey_server: StartValkey, tmp_path: Path
+):
+    """The state of a service that runs here has its URL without."""
+    store = valkey_server("--requirepass", "s3cret")
+    state = a_state(stores={"feedback": store.url})
+    StateFile(tmp_path / "state" / "intentgraph").write(state)
+    refused = intents("backup", str(tmp_path / "log.jsonl"))
+    whole = store.url.replace("//", "//:s3cret@")
+    taken = intents("backup", str(tmp_path / "log.jsonl"), env={"FEEDBACK_REDIS_URL": whole})
+
+    assert refused.stderr == (
+        "intents: the feedback log does not answer (AuthenticationError); "
+        "if it needs a password or TLS options, give its URL with them as --store or FEEDBACK_REDIS_URL\n"
+    )
+    assert (taken.exit_code, taken.stderr) == (0, "0 entries written\n")
+
+
+def test_a_password_on_the_command_line_is_warned_of(intents: Intents):
+    """A URL may have one, and other users see the command lines of all processes."""
+    assert "other users of the machine see it" in " ".join(intents("backup", "--help").stdout.split())
 
 
 @pytest.mark.parametrize(
