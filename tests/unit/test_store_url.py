@@ -99,13 +99,6 @@ def test_a_password_never_shows_in_a_repr():
     assert "hunter" not in repr(store)
 
 
-@pytest.mark.parametrize("settings", [{}, {"feedback_redis_url": "rediss+cluster://h"}])
-def test_the_log_is_not_kept_on_redis_cluster(settings: dict[str, str]):
-    """Also not because it has no URL of its own; the remedy is named."""
-    with pytest.raises(StartupError, match="set FEEDBACK_REDIS_URL to one server"):
-        Settings(redis_url="redis+cluster://h", **settings).require_stores()
-
-
 @pytest.mark.parametrize(
     ("stores", "kinds"),
     [
@@ -114,12 +107,11 @@ def test_the_log_is_not_kept_on_redis_cluster(settings: dict[str, str]):
             ("cluster", "sentinel"),
         ),
         ({"redis_host": "h", "redis_password": "p@ss/word#1?"}, ("server", "server")),
+        ({"redis_url": "redis+cluster://h"}, ("cluster", "cluster")),
     ],
 )
-def test_predictions_on_redis_cluster_and_the_log_behind_sentinel_are_accepted(
-    stores: dict[str, str], kinds: tuple[str, str]
-):
-    """As are both on one server, whatever its password."""
+def test_either_store_may_be_of_any_kind(stores: dict[str, str], kinds: tuple[str, str]):
+    """Both of the same, or each of another; and a password may be what it likes."""
     settings = Settings(**stores)
     settings.require_stores()
 
