@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import typer
 
-from loadgen import batching, bench, cache, cache_faults, corrections, overload, scaling
+from loadgen import batching, bench, cache, cache_faults, corrections, feedback_faults, overload, scaling
 from loadgen.cli import app
 from tests.contract.test_readme_tables import README, rows
 
@@ -59,7 +59,13 @@ def test_such_commands_are_found():
 
 @pytest.mark.parametrize(
     ("command", "promises"),
-    [(batching, 4), (overload, 4), (corrections, 3), (cache_faults, 3 * len(cache_faults.FAULTS))],
+    [
+        (batching, 4),
+        (overload, 4),
+        (corrections, 3),
+        (cache_faults, 3 * len(cache_faults.FAULTS)),
+        (feedback_faults, 7),
+    ],
     ids=lambda value: getattr(value, "MARK", None),
 )
 def test_a_table_with_promises_is_the_one_its_command_writes(command: ModuleType, promises: int):
