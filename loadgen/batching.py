@@ -26,16 +26,16 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from loadgen.cli import NOT_BELIEVED, built, check_places, clear_errors, examples, run_app
+from loadgen.cli import NOT_BELIEVED, built, clear_errors, examples, run_app
 from loadgen.criteria import Outcome
 from loadgen.in_order import send_in_order
+from loadgen.kept import check_keeping, keep
 from loadgen.load import Load, LoadError
 from loadgen.local_service import model_threads, shipped_config, started_or
 from loadgen.machine import command
 from loadgen.model import whole_numbers
 from loadgen.model_metrics import Passes, scrape_passes
-from loadgen.readme import check_marks, stamp, table, write_into
-from loadgen.report import write_whole
+from loadgen.readme import stamp, table
 from loadgen.run import measure
 from loadgen.terminal import COORDINATED_OMISSION, milliseconds, percent, print_line, print_table
 from loadgen.texts import TextSource
@@ -368,9 +368,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
 ) -> None:
     """Measure what dynamic batching gives, against the bare forward pass; about four minutes."""
     with clear_errors():
-        check_places(out)
-        if readme:
-            check_marks(readme, MARK)
+        check_keeping(out, readme, MARK)
         plan: Plan = built(
             Plan,
             connections=whole_numbers(connections, "connections"),
@@ -384,10 +382,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
         )
         with started_or(target, max_queue_ms=PATIENCE_MS) as (url, _):
             found = run_plan(plan, url, threads or model_threads(shipped_config()), _tell)
-        if out:
-            write_whole(out, found.model_dump_json(indent=1) + "\n")
-        if readme:
-            write_into(readme, MARK, markdown(found))
+        keep(found, out, readme, MARK, markdown(found))
         render(found, Console())
     held = all(outcome.held for outcome in outcomes(found)) and not _doubts(found)
     sys.exit(0 if held else NOT_BELIEVED)

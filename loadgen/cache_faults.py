@@ -25,18 +25,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 
-from loadgen.cli import NOT_BELIEVED, built, check_places, clear_errors, examples, run_app
+from loadgen.cli import NOT_BELIEVED, built, clear_errors, examples, run_app
 from loadgen.criteria import Outcome
 from loadgen.display import Display, SilentDisplay, View, display_for
 from loadgen.distribution import Distribution
 from loadgen.faulty_proxy import Mode, ProxyThread
+from loadgen.kept import check_keeping, keep
 from loadgen.load import Load, LoadError
 from loadgen.local_service import started_or
 from loadgen.machine import command
 from loadgen.peers.processes import interrupted_by_any_signal
-from loadgen.readme import check_marks, stamp, table, write_into
+from loadgen.readme import stamp, table
 from loadgen.recording import MAX_WINDOWS
-from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, GROUPS, Report, Window, write_whole
+from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, GROUPS, Report, Window
 from loadgen.run import measure
 from loadgen.terminal import milliseconds, percent, print_line, print_table
 from loadgen.valkey import FEEDBACK, Valkey
@@ -445,16 +446,11 @@ def main(
 ) -> None:
     """Do to the prediction store what may happen to it, and see what callers notice; about ten minutes."""
     with clear_errors(), interrupted_by_any_signal():
-        check_places(out)
-        if readme:
-            check_marks(readme, MARK)
+        check_keeping(out, readme, MARK)
         plan: Plan = built(Plan, rate=rate, texts=texts, fault_s=duration, max_lag_ms=max_lag_ms)
         display = display_for(Console(stderr=True))
         result = run_plan(plan, chosen(fault), parsed(settings or ()), display)
-        if out:
-            write_whole(out, result.model_dump_json(indent=1) + "\n")
-        if readme:
-            write_into(readme, MARK, markdown(result))
+        keep(result, out, readme, MARK, markdown(result))
         render(result, Console())
     held = all(outcome.held for outcome in outcomes(result)) and not _doubts(result)
     sys.exit(0 if held else NOT_BELIEVED)

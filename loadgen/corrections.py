@@ -27,14 +27,15 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from loadgen.cli import NOT_BELIEVED, built, check_places, clear_errors, examples, run_app
+from loadgen.cli import NOT_BELIEVED, built, clear_errors, examples, run_app
 from loadgen.criteria import Outcome
+from loadgen.kept import check_keeping, keep
 from loadgen.load import LoadError
 from loadgen.local_service import LocalService, one_model_replica, shipped_config, with_replicas
 from loadgen.machine import command
 from loadgen.peers.processes import interrupted_by_any_signal
-from loadgen.readme import check_marks, stamp, table, write_into
-from loadgen.report import Report, write_whole
+from loadgen.readme import stamp, table
+from loadgen.report import Report
 from loadgen.targets import reason, record
 from loadgen.terminal import milliseconds, percent, print_line, print_table
 from loadgen.texts import TextSource
@@ -424,16 +425,11 @@ def main(
 ) -> None:
     """Correct texts and see when each ingress replica answers so, and whether it ever answers otherwise again."""
     with clear_errors(), interrupted_by_any_signal():
-        check_places(out)
-        if readme:
-            check_marks(readme, MARK)
+        check_keeping(out, readme, MARK)
         plan: Plan = built(Plan, count=count, rate=rate)
         with _service(target, replica or ()) as (url, replicas):
             result = run_plan(plan, url, replicas)
-        if out:
-            write_whole(out, result.model_dump_json(indent=1) + "\n")
-        if readme:
-            write_into(readme, MARK, markdown(result))
+        keep(result, out, readme, MARK, markdown(result))
         render(result, Console())
     sys.exit(0 if all(outcome.held for outcome in outcomes(result)) else NOT_BELIEVED)
 

@@ -25,18 +25,18 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 
-from loadgen.cli import NOT_BELIEVED, built, check_places, clear_errors, examples, run_app
+from loadgen.cli import NOT_BELIEVED, built, clear_errors, examples, run_app
 from loadgen.criteria import Outcome
 from loadgen.feedback_callers import API, Callers
 from loadgen.feedback_checks import Checks, Findings, fetched
 from loadgen.feedback_ledger import Ledger
 from loadgen.http_calls import OK, call
+from loadgen.kept import check_keeping, keep
 from loadgen.load import LoadError
 from loadgen.local_service import LocalService, one_model_replica, shipped_config
 from loadgen.machine import command
 from loadgen.peers.processes import interrupted_by_any_signal
-from loadgen.readme import check_marks, stamp, table, write_into
-from loadgen.report import write_whole
+from loadgen.readme import stamp, table
 from loadgen.running_service import RunningService
 from loadgen.terminal import print_line, print_table
 
@@ -462,16 +462,11 @@ def main(
 ) -> None:
     """Kill parts of the service under feedback and see whether a record is lost or doubled; most of an hour."""
     with clear_errors(), interrupted_by_any_signal():
-        check_places(out)
-        if readme:
-            check_marks(readme, MARK)
+        check_keeping(out, readme, MARK)
         ray = rounds // EVERY if whole_ray is None else whole_ray
         plan: Plan = built(Plan, rounds=rounds, whole_ray=ray, upgrades=upgrade, callers=callers, seed=seed)
         result = _run_here(plan)
-        if out:
-            write_whole(out, result.model_dump_json(indent=1) + "\n")
-        if readme:
-            write_into(readme, MARK, markdown(result))
+        keep(result, out, readme, MARK, markdown(result))
         render(result, Console())
     sys.exit(0 if all(outcome.held for outcome in outcomes(result)) else NOT_BELIEVED)
 

@@ -24,16 +24,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 
-from loadgen.cli import NOT_BELIEVED, built, check_places, clear_errors, examples, run_app
+from loadgen.cli import NOT_BELIEVED, built, clear_errors, examples, run_app
 from loadgen.criteria import Outcome
 from loadgen.display import Display, SilentDisplay, View, display_for
 from loadgen.distribution import Distribution
+from loadgen.kept import check_keeping, keep
 from loadgen.load import Load, LoadError
 from loadgen.local_service import LocalService, started_or
 from loadgen.machine import command
-from loadgen.readme import check_marks, stamp, table, write_into
+from loadgen.readme import stamp, table
 from loadgen.recording import MAX_WINDOWS
-from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, Report, Window, write_whole
+from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, Report, Window
 from loadgen.run import measure
 from loadgen.slo import Objective, search
 from loadgen.terminal import milliseconds, percent, print_line, print_table
@@ -439,9 +440,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
 ) -> None:
     """Send twice what the service can take, for a minute, and see what that does to the rest; about five minutes."""
     with clear_errors():
-        check_places(out)
-        if readme:
-            check_marks(readme, MARK)
+        check_keeping(out, readme, MARK)
         plan: Plan = built(
             Plan,
             rate=rate,
@@ -453,10 +452,7 @@ def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
         )
         with started_or(target) as (url, service):
             result = run_plan(plan, url, service, _tell, display_for(Console(stderr=True)))
-        if out:
-            write_whole(out, result.model_dump_json(indent=1) + "\n")
-        if readme:
-            write_into(readme, MARK, markdown(result))
+        keep(result, out, readme, MARK, markdown(result))
         render(result, Console())
     held = all(outcome.held for outcome in outcomes(result)) and not result.doubts
     sys.exit(0 if held else NOT_BELIEVED)

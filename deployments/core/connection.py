@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from deployments.core.errors import StartupError
-from deployments.core.masters import ClusterNodes, Sentinels, master_pool
+from deployments.core.masters import cluster_nodes, master_pool, sentinels
 from deployments.core.store_url import Address, StoreUrl
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def connect(url: str, *, timeout_s: float, max_connections: int = 8, key: str | 
         raise StartupError("one server or Sentinel is needed here, not Redis Cluster")
     own = store.options if store.kind == "cluster" else store.sentinel_options
     asked = [_server(store, node, own, timeout_s, max_connections) for node in store.nodes]
-    guides, name = (ClusterNodes(asked), key or "") if store.kind == "cluster" else (Sentinels(asked), store.service)
+    guides, name = (cluster_nodes(asked), key or "") if store.kind == "cluster" else (sentinels(asked), store.service)
     bounds = {"timeout": timeout_s} | _bounds(timeout_s, max_connections)
     return Redis.from_pool(master_pool(guides, name, tls=store.tls, **store.options, **bounds))
 

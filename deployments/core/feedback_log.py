@@ -204,12 +204,13 @@ def _known(feedback_id: str) -> str:
 def _script_arguments(submission: Submission, retention_days: int) -> tuple[bytes, ...] | InvalidInput:
     """Encode here what would otherwise fail in the client, and there fail the whole group."""
     try:
+        record = _json(submission.record)
         return (
             LOG.encode(),
             COUNTS.encode(),
             f"{LOG}:key:{_sha256(_json([submission.by, submission.idempotency_key]))}".encode(),
             PENDING.encode(),
-            _sha256(_json(submission.record, sort_keys=True)).encode(),
+            _sha256(record).encode(),
             str(retention_days).encode(),
             submission.state.encode(),
             submission.text_key.encode(),
@@ -217,7 +218,7 @@ def _script_arguments(submission: Submission, retention_days: int) -> tuple[byte
             b"1" if submission.trusted else b"0",
             submission.by.encode(),
             _counter(submission),
-            _json(submission.record),
+            record,
         )
     except (KeyError, TypeError, ValueError) as error:
         return InvalidInput(f"the record cannot be written: {error}")
@@ -235,10 +236,12 @@ def _counter(submission: Submission) -> bytes:
     return _json([*named, submission.model_version])
 
 
-def _json(value: object, *, sort_keys: bool = False) -> bytes:
-    """Encode as JSON in UTF-8. Raises ValueError for NaN and lone surrogates, TypeError for what JSON has not."""
-    encoder = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
-    return json.dumps(value, sort_keys=sort_keys, **encoder).encode()  # type: ignore[arg-type]
+def _json(value: object) -> bytes:
+    """Encode as JSON in UTF-8, equal values equally. Raises ValueError or TypeError for what JSON cannot carry."""
+    return _encoder.encode(value).encode()
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
 
 def _sha256(value: bytes) -> str:

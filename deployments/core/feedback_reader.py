@@ -71,6 +71,16 @@ class StoredRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The log as of one moment; `removed` is how many of its entries there are no more, of all that ever were."""
+
+    counts: Mapping[bytes, bytes]
+    cursor: str | None
+    newest_id: str
+    removed: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Counted:
     """Records after the training cursor up to an entry; `of` is that cursor, and how many entries were removed ever."""
 
@@ -149,26 +159,22 @@ class FeedbackReader:
 
         Costs one round trip; with a training cursor, also what came on its day since that was counted last.
         """
-        pipeline = self._store.client.pipeline(transaction=True)
-        pipeline.hgetall(COUNTS)
-        pipeline.get(CURSOR)
-        pipeline.xrevrange(LOG, count=1)
-        pipeline.xinfo_stream(LOG)  # an error if there is no log yet
-        counts, cursor, newest, about = await self._store.ask(pipeline.execute(raise_on_error=False))
-        tallies = _tallies(counts)
-        if cursor is None or not newest:
+        now = await self._snapshot()
+        tallies = _tallies(now.counts)
+        if now.cursor is None or now.newest_id == FIRST_ID:
             return stats(tallies, untrained=sum(tally.count for tally in tallies))
-        removed = about["entries-added"] - about["length"]
-        return stats(tallies, await self._untrained(tallies, cursor.decode(), newest[0][0].decode(), removed))
+        return stats(tallies, await self._untrained(tallies, now.cursor, now))
 
-    async def _untrained(self, tallies: Sequence[Tally], cursor: str, newest_id: str, removed: int) -> int:
+    async def _untrained(self, tallies: Sequence[Tally], cursor: str, now: _Snapshot) -> int:
         """Count what came after the cursor: later days by their counters, the cursor's own day entry by entry.
 
         Of that day it goes on from where it counted before, unless the cursor moved or something was removed since.
         """
         day = day_of(cursor)
-        last = newest_id if day_of(newest_id) == day else f"{(day + 1) * DAY_S * 1000 - 1}-{_LAST_NUMBER}"
-        known = self._counted if self._counted.of == (cursor, removed) else _Counted((cursor, removed), cursor, 0)
+        last = now.newest_id if day_of(now.newest_id) == day else f"{(day + 1) * DAY_S * 1000 - 1}-{_LAST_NUMBER}"
+        known = (
+            self._counted if self._counted.of == (cursor, now.removed) else _Counted((cursor, now.removed), cursor, 0)
+        )
         if sortable(known.up_to) < sortable(last):
             pages = self._store.all_entries(known.up_to, last)
             known = _Counted(known.of, last, known.records + sum([_feedbacks(page) async for page in pages]))
@@ -205,7 +211,7 @@ class FeedbackReader:
         last = await self._store.newest_id() or FIRST_ID
         named = json.dumps(user_id, ensure_ascii=False)
         deleted = 0
-        async for page in self._store.all_entries(self._erasing.pop(user_id, FIRST_ID), last):
+        async for page in self._store.all_entries(self._erasing.get(user_id, FIRST_ID), last):
             for stored in await self._records([entry for entry in page if entry.kind == "feedback"]):
                 if named in stored.record and json.loads(stored.record).get("user_id") == user_id:
                     deleted += await _deleted(log, stored.entry.feedback_id, by)
@@ -235,26 +241,29 @@ class FeedbackReader:
         What is deleted while it counts would look like a difference: then it counts again, and at last gives up.
         """
         for _ in range(COUNTING_ATTEMPTS):
-            counted, last, removed = await self._snapshot()
+            now = await self._snapshot()
             recounted: Counter[str] = Counter()
-            async for page in self._store.all_entries(FIRST_ID, last):
+            async for page in self._store.all_entries(FIRST_ID, now.newest_id):
                 recounted.update(f"{day_of(entry.entry_id)}:{entry.counter}" for entry in page if entry.counter)
-            if removed == (await self._snapshot())[2]:
+            if now.removed == (await self._snapshot()).removed:
+                counted = {name.decode(): int(count) for name, count in now.counts.items()}
                 return await self._repair(differences(counted, recounted))
         _logger.warning("the feedback log was not recounted: records are being deleted")
         return {}
 
-    async def _snapshot(self) -> tuple[dict[str, int], str, int]:
-        """The counters, the last entry's id, and how many entries were ever removed: all as of one moment."""
+    async def _snapshot(self) -> _Snapshot:
         pipeline = self._store.client.pipeline(transaction=True)
         pipeline.hgetall(COUNTS)
+        pipeline.get(CURSOR)
         pipeline.xrevrange(LOG, count=1)
         pipeline.xinfo_stream(LOG)  # an error if there is no log yet
-        counts, newest, about = await self._store.ask(pipeline.execute(raise_on_error=False))
-        counted = {name.decode(): int(count) for name, count in counts.items()}
-        if not newest:
-            return counted, FIRST_ID, 0
-        return counted, newest[0][0].decode(), about["entries-added"] - about["length"]
+        counts, cursor, newest, about = await self._store.ask(pipeline.execute(raise_on_error=False))
+        return _Snapshot(
+            counts=counts,
+            cursor=cursor.decode() if cursor else None,
+            newest_id=newest[0][0].decode() if newest else FIRST_ID,
+            removed=about["entries-added"] - about["length"] if newest else 0,
+        )
 
     async def _repair(self, wrong: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         for counter, (says, should) in wrong.items():

@@ -11,18 +11,23 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from redis.asyncio import BlockingConnectionPool, Redis
 
+    Ask = Callable[[Any, str], Awaitable[tuple[str, int] | None]]
+
 
 class Guides:
-    """Know the master's address: all of them are asked at once."""
+    """Servers that know the master's address: all of them are asked at once.
 
-    named = "servers"
+    `ask(client, name)` gives the address that one of them knows; `called` is what they are, for messages.
+    """
 
-    def __init__(self, clients: "Sequence[Redis]") -> None:
+    def __init__(self, clients: "Sequence[Redis]", ask: "Ask", called: str) -> None:
         self._clients = clients
+        self._ask = ask
+        self._called = called
 
     async def discover_master(self, name: str) -> tuple[str, int]:
         """The address the first to know one gives.
@@ -33,7 +38,7 @@ class Guides:
         from redis.exceptions import ConnectionError as StoreAway
         from redis.exceptions import RedisError
 
-        asked = [asyncio.create_task(self.ask(client, name)) for client in self._clients]
+        asked = [asyncio.ensure_future(self._ask(client, name)) for client in self._clients]
         try:
             for answer in asyncio.as_completed(asked):
                 with suppress(RedisError, OSError):
@@ -42,11 +47,7 @@ class Guides:
         finally:
             for task in asked:
                 task.cancel()
-        raise StoreAway(f"none of {len(asked)} {self.named} names a master")
-
-    async def ask(self, client: Any, name: str) -> tuple[str, int] | None:
-        """The address of the master that `client` knows."""
-        raise NotImplementedError
+        raise StoreAway(f"none of {len(asked)} {self._called} names a master")
 
     async def aclose(self) -> None:
         """Close the connections to them."""
@@ -54,32 +55,30 @@ class Guides:
             await client.aclose()
 
 
-class Sentinels(Guides):
+def sentinels(clients: "Sequence[Redis]") -> Guides:
     """The Sentinels, which know the master of a service."""
-
-    named = "Sentinels"
-
-    async def ask(self, client: Any, name: str) -> tuple[str, int] | None:
-        """The address of the service's master."""
-        address = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
-        return (address[0].decode(), int(address[1])) if address else None
+    return Guides(clients, _master_of_service, "Sentinels")
 
 
-class ClusterNodes(Guides):
+async def _master_of_service(client: Any, service: str) -> tuple[str, int] | None:
+    address = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+    return (address[0].decode(), int(address[1])) if address else None
+
+
+def cluster_nodes(clients: "Sequence[Redis]") -> Guides:
     """Nodes of Redis Cluster, which know the master of a key's slot."""
+    return Guides(clients, _master_of_slot, "nodes of the cluster")
 
-    named = "nodes of the cluster"
 
-    async def ask(self, client: Any, name: str) -> tuple[str, int] | None:
-        """The address of the master of the slot of the key `name`."""
-        from redis.crc import key_slot
+async def _master_of_slot(client: Any, key: str) -> tuple[str, int] | None:
+    from redis.crc import key_slot
 
-        slot = key_slot(name.encode())
-        for first, last, (host, port, *_), *_replicas in await client.execute_command("CLUSTER", "SLOTS"):
-            if first <= slot <= last:
-                # An empty host is the one that was asked: it does not know how it is called.
-                return host.decode() or client.connection_pool.connection_kwargs["host"], int(port)
-        return None
+    slot = key_slot(key.encode())
+    for first, last, (host, port, *_), *_replicas in await client.execute_command("CLUSTER", "SLOTS"):
+        if first <= slot <= last:
+            # An empty host is the one that was asked: it does not know how it is called.
+            return host.decode() or client.connection_pool.connection_kwargs["host"], int(port)
+    return None
 
 
 def master_pool(guides: Guides, name: str, *, tls: bool, **options: Any) -> "BlockingConnectionPool":

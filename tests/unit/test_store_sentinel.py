@@ -14,7 +14,7 @@ from deployments.core.connection import connect, subscribe
 from deployments.core.corrections import Follower
 from deployments.core.feedback_log import FeedbackLog, Receipt, Submission
 from deployments.core.log_store import LogStore
-from deployments.core.masters import Sentinels, master_pool
+from deployments.core.masters import Guides, master_pool
 from deployments.core.metrics import NoMetrics
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import PredictionStore, open_store
@@ -107,11 +107,11 @@ async def test_the_log_and_who_follows_it_go_on_at_the_new_master(trio: Sentinel
     assert await shown("after")
 
 
-class Naming(Sentinels):
+class Naming(Guides):
     """Names the server it is told to."""
 
     def __init__(self, server: ValkeyServer) -> None:
-        super().__init__([])
+        super().__init__([], self.discover_master, "")
         self.server = server
         self.closed = False
 
@@ -130,7 +130,7 @@ def two(valkey_server: StartValkey) -> tuple[ValkeyServer, ValkeyServer]:
     return primary, replica
 
 
-def master_client(sentinels: Sentinels) -> Redis:
+def master_client(sentinels: Guides) -> Redis:
     return Redis.from_pool(master_pool(sentinels, SERVICE, tls=False, protocol=3, timeout=1, max_connections=1))
 
 

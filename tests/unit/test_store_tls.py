@@ -22,7 +22,7 @@ from redis import Redis as RedisNow
 from redis.asyncio import Redis
 
 from deployments.core.connection import subscribe
-from deployments.core.masters import Sentinels, master_pool
+from deployments.core.masters import Guides, master_pool
 from deployments.core.metrics import NoMetrics
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import open_store
@@ -159,11 +159,11 @@ async def test_a_subscription_speaks_tls(secure: TlsServer, scheme: str):
     await store.aclose()
 
 
-class Naming(Sentinels):
+class Naming(Guides):
     """Names one master."""
 
     def __init__(self, server: TlsServer) -> None:
-        super().__init__([])
+        super().__init__([], self.discover_master, "")
         self._address = "127.0.0.1", server.tls_port
 
     async def discover_master(self, service: str) -> tuple[str, int]:
