@@ -194,6 +194,22 @@ async def test_a_new_entry_shows_before_the_blocking_read_ends(server: ValkeySer
         assert 0 <= lag_s < 0.4
 
 
+async def test_entries_that_come_one_upon_another_share_round_trips(
+    server: ValkeyServer, client: Redis, log: FeedbackLog
+) -> None:
+    """However fast they come, the log is read once in 20 ms and not once an entry."""
+    async with following(server) as follower:
+        read_before = (await client.info("commandstats"))["cmdstat_xread"]["calls"]
+        started_s = time.monotonic()
+        for number in range(100):
+            await log.append([correction(str(number), text_key=str(number))])
+        await until(lambda: follower.held == 100)
+        took_s = time.monotonic() - started_s
+        reads = (await client.info("commandstats"))["cmdstat_xread"]["calls"] - read_before
+
+    assert reads <= took_s / 0.02 + 2
+
+
 async def test_an_entry_that_changes_no_answer_is_not_held(server: ValkeyServer, log: FeedbackLog) -> None:
     async with following(server) as follower:
         await log.append([correction("1", text_key="pending", applied=False), correction("2", text_key="applied")])
