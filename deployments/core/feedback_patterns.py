@@ -87,7 +87,8 @@ def wilson_interval(agreed: Agreement) -> Interval:
     n, share = agreed.total, agreed.confirmations / agreed.total
     centre = share + _Z**2 / (2 * n)
     half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, (centre - half) / (1 + _Z**2 / n)), min(1.0, (centre + half) / (1 + _Z**2 / n))
+    low, high = (centre - half) / (1 + _Z**2 / n), (centre + half) / (1 + _Z**2 / n)
+    return max(0.0, min(share, low)), min(1.0, max(share, high))  # rounding may put a bound beyond the share itself
 
 
 def difference_interval(now: Agreement, before: Agreement) -> Interval:

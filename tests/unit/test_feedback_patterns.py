@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deployments.core.feedback_counts import Agreement, Tally, agreement, by
@@ -38,6 +38,7 @@ def test_the_worked_example_of_wilson():
     assert wilson_interval(Agreement(0, 0)) == (0.0, 1.0)
 
 
+@example(0, 183, 0, 0)
 @given(counts, counts, counts, counts)
 def test_intervals_hold_what_they_are_of(a: int, b: int, c: int, d: int):
     """And turn about when the two change places."""
