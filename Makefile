@@ -19,7 +19,7 @@ serve: $(STAMP) ## run the whole service on this machine until Ctrl-C
 	@$(BIN)/intents up
 
 test: $(STAMP) ## run every test
-	$(BIN)/python -m pytest -n 2 tests/unit tests/load # each test has what it needs to itself
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/unit tests/load # each test has what it needs to itself
 	$(BIN)/python -m pytest tests/contract tests/graph tests/e2e tests/faults # these share one service
 
 bench: $(STAMP) ## measure the README's table of numbers on this machine, about 8 minutes

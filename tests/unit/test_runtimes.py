@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from deployments.core.classifier import Tokens
     from deployments.core.runtimes import Place, Precision, RuntimeName
 
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("runtimes")]
+
 ARTIFACT = Artifact.load(DEFAULT_ARTIFACT)
 PROMPTS = DEFAULT_ARTIFACT.parents[1] / "training" / "prompts.jsonl"
 COMPARED = 1000
@@ -64,7 +66,7 @@ def test_labels_with_onnx_are_those_of_the_reference(
     precision: Precision, margin: float, prompts: list[Tokens], expected: NDArray[np.float64]
 ):
     """On a thousand prompts; int8 may decide otherwise what is less close, so `auto` does not take it."""
-    found = probabilities(Classifier.load(ARTIFACT, runtime="onnx", precision=precision), prompts)
+    found = probabilities(Classifier.load(ARTIFACT, runtime="onnx", precision=precision, threads=1), prompts)
 
     assert_same_labels(found, expected, margin=margin)
 
@@ -113,7 +115,7 @@ def test_fp32_gives_the_references_probabilities(
     runtime: RuntimeName, place: Place, prompts: list[Tokens], expected: NDArray[np.float64]
 ):
     """To 1e-4, and whatever else is in the batch: alone, and beside the longest."""
-    classifier = Classifier.load(ARTIFACT, place=place, runtime=runtime, precision="fp32")
+    classifier = Classifier.load(ARTIFACT, place=place, runtime=runtime, precision="fp32", threads=1)
     chosen = [0, COMPARED // 2, COMPARED - 1]
 
     alone = np.concatenate([probabilities(classifier, [prompts[index]]) for index in chosen])
@@ -125,7 +127,7 @@ def test_fp32_gives_the_references_probabilities(
 
 def test_int8_does_not_depend_on_the_batch(prompts: list[Tokens]):
     """Its scales belong to a text's own rows: plain dynamic quantisation would share one over the batch."""
-    classifier = Classifier.load(ARTIFACT, runtime="onnx", precision="int8")
+    classifier = Classifier.load(ARTIFACT, runtime="onnx", precision="int8", threads=1)
     chosen = [prompts[index] for index in (0, COMPARED // 2, COMPARED - 1)]
 
     alone = np.concatenate([probabilities(classifier, [tokens]) for tokens in chosen])
