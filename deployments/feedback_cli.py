@@ -6,7 +6,6 @@ It parses, calls and prints. Most of it asks a running service over HTTP; `backu
 from __future__ import annotations
 
 import asyncio
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ import typer
 from rich.table import Table
 
 from deployments.core.errors import StartupError
-from deployments.core.log_layout import FIRST_ID
+from deployments.core.log_layout import FIRST_ID, FeedbackState
 from deployments.local.instance import service_address
 from deployments.terminal import (
     KeyOption,
@@ -61,16 +60,6 @@ StoreOption = Annotated[
 ]
 
 
-class State(StrEnum):
-    """What a record may be."""
-
-    APPLIED = "applied"
-    PENDING = "pending"
-    APPROVED = "approved"
-    REJECTED = "rejected"
-    RECORDED = "recorded"
-
-
 @app.command(
     name="list",
     epilog=examples(
@@ -80,7 +69,7 @@ class State(StrEnum):
     ),
 )
 def list_feedback(
-    state: Annotated[State | None, typer.Option(help="Only these; `recorded` are confirmations.")] = None,
+    state: Annotated[FeedbackState | None, typer.Option(help="Only these; `recorded` are confirmations.")] = None,
     after: AfterOption = FIRST_ID,
     limit: Annotated[int, typer.Option(min=1, help="Records shown, at most.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, with all it has.")] = False,

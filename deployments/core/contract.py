@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from deployments.core.artifact import Artifact
 from deployments.core.errors import InvalidInput
+from deployments.core.log_layout import FeedbackState
 
 MAX_TEXT = 5000
 MAX_BATCH = 100
@@ -54,7 +55,6 @@ Text = Annotated[
 ]
 UserId = Annotated[str, StringConstraints(max_length=MAX_USER_ID), AfterValidator(_storable)]
 Label = Annotated[str, StringConstraints(max_length=64), AfterValidator(_storable)]
-FeedbackState = Literal["applied", "pending", "approved", "rejected", "recorded"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 

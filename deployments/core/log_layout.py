@@ -31,7 +31,7 @@ never stops an older reader.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +42,8 @@ CURSOR = f"{LOG}:cursor"
 PENDING = f"{LOG}:pending"
 DAY_S = 86_400
 FIRST_ID = "0-0"
+FeedbackState = Literal["applied", "pending", "approved", "rejected", "recorded"]
+"""Of a record as it is now."""
 
 
 @dataclass(frozen=True, slots=True)

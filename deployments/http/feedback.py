@@ -11,13 +11,13 @@ from deployments.core.classification import to_json
 from deployments.core.errors import IntentGraphError
 from deployments.core.feedback import FeedbackService
 from deployments.core.feedback_log import Verdict
-from deployments.core.log_layout import FIRST_ID
+from deployments.core.log_layout import FIRST_ID, FeedbackState
 from deployments.core.parsing import parse
 from deployments.core.settings import Settings
 from deployments.http.admission import caller_of
 from deployments.http.wire import idempotency_key, json_response, number, one_of, read_body
 
-STATES: tuple[str, ...] = get_args(contract.FeedbackState)
+STATES: tuple[str, ...] = get_args(FeedbackState)
 DEFAULT_PAGE = 100
 DEFAULT_DAYS = 7
 
