@@ -7,11 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 
-import yaml
-
 from tests.faults.poison import POISON, poisoned_artifact
-from tests.graph.rollout import deploy, serve
-from tests.service import ROOT, Service, Traffic, request, wait_for
+from tests.graph.rollout import deploy, serve, shipped
+from tests.service import Service, Traffic, request, wait_for
 
 CALLERS = 8
 
@@ -32,8 +30,7 @@ def test_killing_the_model_in_mid_batch_fails_no_request(service: Service):
 
 def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path: Path):
     """Beside it, in the same passes, others are answered; it is a 500 without a word of why, counted as failed."""
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["http_options"]["port"] = service.port
+    config = shipped(service)
     poisoned = deepcopy(config)
     (application,) = deepcopy(config["applications"])
     application |= {"name": "poisoned", "route_prefix": "/poisoned"}
@@ -45,7 +42,7 @@ def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path
     poisoned["applications"].append(application)
     url = f"{service.url}/poisoned"
 
-    deploy(service, tmp_path, poisoned)
+    deploy(service, poisoned)
     try:
         wait_for(lambda: request(f"{url}/health/ready").status == 200, 60, lambda: serve(service, "status"))
         failed = service.metric("intent_model_dropped_total", reason="failed")
@@ -58,7 +55,7 @@ def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path
             lambda: "failures are not counted",
         )
     finally:
-        deploy(service, tmp_path, config)
+        deploy(service, config)
 
     assert [answer.status for answer in answers] == [500 if POISON in text else 200 for text in texts]
     problem = next(answer for answer in answers if answer.status == 500)

@@ -1,4 +1,4 @@
-"""`serve deploy` against the running service, and whether it has settled."""
+"""New configurations for the running service, by Serve's REST interface or `serve deploy`; whether they serve yet."""
 
 import subprocess
 import sys
@@ -24,18 +24,27 @@ def shipped(service: Service) -> dict[str, Any]:
     return config
 
 
-def deploy(service: Service, folder: Path, config: dict[str, Any]) -> None:
-    """Deploy a configuration; the rollout goes on after it returns."""
+def deploy(service: Service, config: dict[str, Any]) -> None:
+    """Deploy a configuration by the call that `serve deploy` makes; the rollout goes on after it returns.
+
+    The command's own start would take a core from the replicas for seconds.
+    """
+    answer = request(service.state["dashboard"] + PATH, config, method="PUT")
+    assert answer.status == 200, answer.body
+
+
+def serve_deploy(service: Service, folder: Path, config: dict[str, Any]) -> None:
+    """Deploy a configuration by Ray's own command."""
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
     serve(service, "deploy", str(path))
 
 
-def roll_over(service: Service, folder: Path, config: dict[str, Any]) -> None:
+def roll_over(service: Service, config: dict[str, Any]) -> None:
     """Deploy a configuration that replaces every replica, and wait until only new ones run."""
     before = application(service).replica_ids
     (wanted,) = config["applications"]
-    deploy(service, folder, config)
+    deploy(service, config)
     wait_until_settled(service, {each["name"]: _allowed(each) for each in wanted["deployments"]}, gone=before)
 
 

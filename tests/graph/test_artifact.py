@@ -30,7 +30,7 @@ def test_the_service_takes_a_newly_trained_artifact_by_one_setting(
         service, pause_s=0.05
     ) as traffic:  # at full speed it would bring another, slow replica in mid-rollover
         application["args"] |= {"model_artifact": str(artifact.folder), "cache_ttl": 1800, "runtime": "torch"}
-        roll_over(service, tmp_path, config)
+        roll_over(service, config)
         types = service.get(f"{API}/types").json()
         known, unknown = (service.classify(text).json() for text in ("hello my friend", "zebras 4 on mars"))
         receipt = service.feedback(
@@ -40,7 +40,7 @@ def test_the_service_takes_a_newly_trained_artifact_by_one_setting(
         stats = service.stats()
         for setting in ("model_artifact", "cache_ttl", "runtime"):
             del application["args"][setting]
-        roll_over(service, tmp_path, config)
+        roll_over(service, config)
 
     assert [intent["name"] for intent in types["intents"]] == ["greeting", "sum", "out_of_scope"]
     assert types["model_version"] == artifact.version

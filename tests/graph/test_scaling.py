@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from deployments import autoscaling
 from deployments.core.errors import StartupError
 from deployments.core.settings import ENVIRONMENT_NAMES, Settings
 from deployments.graph import build
-from tests.graph.rollout import deploy, wait_until_settled
+from tests.graph.rollout import deploy, serve_deploy, wait_until_settled
 from tests.service import ROOT, Service, Traffic
 
 
@@ -21,27 +22,27 @@ def test_changing_num_replicas_and_deploying_again_scales_without_a_failed_reque
     service: Service, config: dict[str, Any], tmp_path: Path
 ):
     """One more and back, under traffic."""
-    scaled = {each["name"]: each for each in config["applications"][0]["deployments"] if "num_replicas" in each}
-    shipped = {name: scaled[name]["num_replicas"] for name in ("Ingress", "Cache")}
+    more = deepcopy(config)
+    scaled = [each for each in more["applications"][0]["deployments"] if each["name"] in ("Ingress", "Cache")]
+    shipped = {each["name"]: each["num_replicas"] for each in scaled}
+    for each in scaled:
+        each["num_replicas"] += 1
 
     with Traffic(service, threads=2) as traffic:
-        for wanted in ({name: count + 1 for name, count in shipped.items()}, shipped):
-            for name, count in wanted.items():
-                scaled[name]["num_replicas"] = count
-            deploy(service, tmp_path, config)
-            wait_until_settled(service, {name: {count} for name, count in wanted.items()})
+        serve_deploy(service, tmp_path, more)
+        wait_until_settled(service, {name: {count + 1} for name, count in shipped.items()})
+        deploy(service, config)
+        wait_until_settled(service, {name: {count} for name, count in shipped.items()})
 
     assert set(traffic.outcomes) == {200}
 
 
-def test_model_replicas_follow_the_queue_without_a_failed_request(
-    service: Service, config: dict[str, Any], tmp_path: Path
-):
+def test_model_replicas_follow_the_queue_without_a_failed_request(service: Service, config: dict[str, Any]):
     """One; two when texts wait; one again when few come. The shipped policy, with shorter delays."""
     (model,) = (each for each in config["applications"][0]["deployments"] if each["name"] == "Model")
     shipped = model["autoscaling_config"]
     model["autoscaling_config"] = shipped | {"upscale_delay_s": 1, "downscale_delay_s": 2}
-    deploy(service, tmp_path, config)
+    deploy(service, config)
     wait_until_settled(service, {"Model": {1}})
 
     with Traffic(service, texts=100) as rush:  # each waits behind itself alone, so none is refused
@@ -49,7 +50,7 @@ def test_model_replicas_follow_the_queue_without_a_failed_request(
     with Traffic(service, pause_s=0.2) as trickle:
         wait_until_settled(service, {"Model": {1}})
     model["autoscaling_config"] = shipped
-    deploy(service, tmp_path, config)
+    deploy(service, config)
 
     assert set(rush.outcomes) == set(trickle.outcomes) == {200}
 
