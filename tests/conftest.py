@@ -1,4 +1,4 @@
-"""The real service, started once for all tests that ask for it."""
+"""What tests of every folder share: the real service, started once for all that ask for it, and torch's threads."""
 
 from collections.abc import Iterator
 
@@ -22,3 +22,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
     finally:
         running.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: on layers this small a second costs four times the processor time and saves none."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from deployments.training.recipe import Recipe
 from deployments.training.train import train
 from tests.graph.rollout import roll_over
 from tests.service import API, Service, Traffic
 from tests.unit.rows import greetings_and_sums, write
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = Recipe(epochs=8, patience=8, learning_rate=3e-3, max_tokens=16, batch_size=8, lora_rank=2, lora_alpha=4)
 

@@ -147,17 +147,6 @@ def reader(store: LogStore) -> FeedbackReader:
     return FeedbackReader(store)
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """One thread for torch: on layers this small a second costs four times the processor time and saves none."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the shipped tokeniser and an encoder of one layer that knows nothing: trained on in a second."""
