@@ -260,11 +260,11 @@ class Rounds:
     def _is_well(self, gone: Gone) -> bool:
         with suppress(OSError, ValueError, KeyError, psutil.Error):  # what tells of it may be away too
             found = self._service.application()
+            if not found.settled or gone.replicas & {each.id for each in found.replicas}:
+                return False  # looking through every process would take from those that start
             store, ingresses = self._service.store("feedback"), self._service.ingress_urls()
             return (
-                found.settled
-                and not gone.replicas & {each.id for each in found.replicas}
-                and store is not None
+                store is not None
                 and store.pid != gone.store_pid
                 and len(ingresses) == found.wanted["Ingress"]
                 and all(_is_ok(url) for url in (self._service.url, *ingresses))
