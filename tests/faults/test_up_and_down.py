@@ -1,6 +1,7 @@
 """Starting and stopping as a user does, the second time with keys; last of those that share a service: it ends it."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.service import API, RECORD, ROOT, STOP_TIMEOUT_S, Answer, Service, re
 
 REVOKED_WITHIN_S = 2
 BURST = 3
+SCOPES = {"app": ("classify", "feedback"), "robot": ("feedback",), "operator": ("admin",)}
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,9 @@ def keyed(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Keyed:
     total = service.stats()["total"]
     service.interrupt()
     left = service.left_processes()
-    keys = {
-        "app": make_key(service, "app", "classify", "feedback"),
-        "robot": make_key(service, "robot", "feedback"),
-        "operator": make_key(service, "operator", "admin"),
-    }
+    with ThreadPoolExecutor(len(SCOPES)) as hands:
+        made = hands.map(lambda name: make_key(service, name, *SCOPES[name]), SCOPES)
+        keys = dict(zip(SCOPES, made, strict=True))
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["applications"][0]["args"] |= {"feedback_burst": BURST, "feedback_rate_per_s": 0.01}
     file = tmp_path_factory.mktemp("keyed") / "config.yaml"
