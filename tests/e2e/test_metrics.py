@@ -1,5 +1,6 @@
 """Metrics are the whole cluster's truth, whichever replica answers."""
 
+import time
 import uuid
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -7,16 +8,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from deployments.core.metrics import DURATION, FEEDBACK_CORRECTIONS, FEEDBACK_SUBMISSIONS, MODEL_INFO, REQUESTS
 from tests.service import API, HITS, Service, request, wait_for
 
-QUIET_SCRAPES = 6
+QUIET_S = 6
+"""Longer than replicas take to report, and Ray to show it."""
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def scrape(service: Service) -> Samples:
-    exposition = service.get("/metrics").body.decode()
+def samples(exposition: bytes) -> Samples:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(exposition)
+        for family in text_string_to_metric_families(exposition.decode())
         for sample in family.samples
     }
 
@@ -31,14 +32,16 @@ def gauge(samples: Samples, name: str) -> Samples:
 
 def settled(service: Service) -> Samples:
     """What the agents show once nothing has come for longer than replicas take to report."""
-    seen = [scrape(service)]
+    seen, since_s = service.get("/metrics").body, time.monotonic()
 
     def quiet() -> bool:
-        seen.append(scrape(service))
-        return len(seen) > QUIET_SCRAPES and all(earlier == seen[-1] for earlier in seen[-QUIET_SCRAPES:])
+        nonlocal seen, since_s
+        if seen != (now := service.get("/metrics").body):
+            seen, since_s = now, time.monotonic()
+        return time.monotonic() - since_s >= QUIET_S
 
-    wait_for(quiet, 30, lambda: "the counts never settled", pause_s=1)
-    return seen[-1]
+    wait_for(quiet, 30, lambda: "the counts never settled", pause_s=0.5)
+    return samples(seen)
 
 
 def test_counts_are_exact_over_both_replicas(service: Service):

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 import psutil
+import pytest
 
 from deployments.core.metrics import JOINED, QUEUE_WAIT
 from tests.e2e.test_metrics import Samples, count, settled
@@ -14,6 +15,9 @@ from tests.service import API, Answer, Service, new_text, wait_for
 CALLERS = 1000
 ALL_JOINED_TIMEOUT_S = 20
 """Replicas report their counts every few seconds."""
+POLL_S = 0.25
+"""Asking for the counts takes from those who are to count."""
+COMPUTED = f"{QUEUE_WAIT.name}_count"
 
 Ask = Callable[[str, str], Awaitable[Answer]]
 
@@ -50,43 +54,54 @@ def frozen(service: Service) -> Iterator[None]:
             model.resume()
 
 
-def computed(samples: Samples) -> float:
-    """Texts that the model has seen: each waited once, however many shared a forward pass."""
-    return count(samples, f"{QUEUE_WAIT.name}_count")
+class Counts:
+    """What the service counts; once settled after one test they are what the next begins with."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._before: Samples = settled(service)
+
+    async def wait_until_all_joined(self) -> None:
+        """All but the one at each replica who began the call."""
+        wanted = count(self._before, JOINED.name) + CALLERS - 2
+        await asyncio.to_thread(
+            wait_for,
+            lambda: self._service.metric(JOINED.name) == wanted,
+            ALL_JOINED_TIMEOUT_S,
+            lambda: f"{wanted - self._service.metric(JOINED.name)} did not join",
+            pause_s=POLL_S,
+        )
+
+    def newly_computed(self) -> float:
+        """Texts that the model has seen since: each waited once, however many shared a forward pass."""
+        before, self._before = self._before, settled(self._service)
+        return count(self._before, COMPUTED) - count(before, COMPUTED)
 
 
-async def wait_until_all_joined(service: Service, before: Samples) -> None:
-    """All but the one at each replica who began the call."""
-    wanted = count(before, JOINED.name) + CALLERS - 2
-    await asyncio.to_thread(
-        wait_for,
-        lambda: service.metric(JOINED.name) == wanted,
-        ALL_JOINED_TIMEOUT_S,
-        lambda: f"{wanted - service.metric(JOINED.name)} did not join",
-    )
+@pytest.fixture(scope="module")
+def counts(service: Service) -> Counts:
+    return Counts(service)
 
 
-async def test_a_thousand_callers_of_one_text_make_one_model_call_at_each_replica(service: Service):
+async def test_a_thousand_callers_of_one_text_make_one_model_call_at_each_replica(service: Service, counts: Counts):
     """All of them get its answer."""
-    before = settled(service)
     async with callers() as ask:
         with frozen(service):
             tasks = asked_of_all(ask, service, new_text())
-            await wait_until_all_joined(service, before)
+            await counts.wait_until_all_joined()
         answers = await asyncio.gather(*tasks)
 
     assert {(answer.status, answer.headers["X-Cache"]) for answer in answers} == {(200, "miss")}
     assert len({answer.body for answer in answers}) == 1
-    assert computed(settled(service)) - computed(before) == 2
+    assert counts.newly_computed() == 2
 
 
-async def test_half_of_the_callers_leaving_fails_none_of_the_rest(service: Service):
+async def test_half_of_the_callers_leaving_fails_none_of_the_rest(service: Service, counts: Counts):
     """Those whose request began the call are among them; it goes on, and is the only one at each replica."""
-    before = settled(service)
     async with callers() as ask:
         with frozen(service):
             tasks = asked_of_all(ask, service, new_text())
-            await wait_until_all_joined(service, before)
+            await counts.wait_until_all_joined()
             leaving, staying = tasks[: CALLERS // 2], tasks[CALLERS // 2 :]
             for task in leaving:
                 task.cancel()
@@ -95,4 +110,4 @@ async def test_half_of_the_callers_leaving_fails_none_of_the_rest(service: Servi
 
     assert {(answer.status, answer.headers["X-Cache"]) for answer in answers} == {(200, "miss")}
     assert len({answer.body for answer in answers}) == 1
-    assert computed(settled(service)) - computed(before) == 2
+    assert counts.newly_computed() == 2
