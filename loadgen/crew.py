@@ -41,6 +41,7 @@ class Crew:
         self._recent = Recent()
         self._life = _Life()
         self._stopping = False
+        self._pipes: list[Connection] = []
         self._in_flight: dict[Connection, int] = {}
         self._unsent: dict[Connection, int] = {}
 
@@ -49,31 +50,32 @@ class Crew:
         """Calls that were due while too many were under way."""
         return sum(self._unsent.values())
 
-    def run(self) -> tuple[Ended, float]:
-        """Start the workers, gather until they are done, and say how the run ended and after how many seconds.
-
-        Raises:
-            LoadError: a worker could not reach the target.
-        """
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """Start the workers, which get ready by themselves; they end with the block."""
         processes: list[BaseProcess] = []
-        pipes: list[Connection] = []
         try:
             with _stop_signals(signal.SIG_IGN):  # inherited: Ctrl-C reaches the whole group, and this process decides
                 for worker in range(self._load.workers):
                     process, pipe = _start(self._load, worker, self._intent)
                     processes.append(process)
-                    pipes.append(pipe)
-            return self._gather_until_done(pipes)
+                    self._pipes.append(pipe)
+            yield
         finally:
-            _end(processes, pipes)
+            _end(processes, self._pipes)
 
-    def _gather_until_done(self, pipes: list[Connection]) -> tuple[Ended, float]:
-        for pipe in pipes:
+    def run(self) -> tuple[Ended, float]:
+        """Have them send, gather until they are done, and say how the run ended and after how many seconds.
+
+        Raises:
+            LoadError: a worker could not reach the target.
+        """
+        for pipe in self._pipes:
             _read_ready(pipe)
         start_s = time.monotonic() + HEAD_START_S
-        for pipe in pipes:
+        for pipe in self._pipes:
             pipe.send(start_s)
-        running = set(pipes)
+        running = set(self._pipes)
         with _stop_signals(self._ask_to_stop):  # a flag, for an exception in the midst of a read would lose samples
             ended = self._gather(running, start_s)
             elapsed_s = time.monotonic() - start_s

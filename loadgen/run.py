@@ -2,7 +2,8 @@
 
     look at the target → bring the cache to its state → read its counters → workers send → read them again → report
 
-The parent gathers and shows; the workers send. Nothing is measured before every worker is ready.
+The parent gathers and shows; the workers send. They get ready while the counters come to rest, and nothing is measured
+before every one is.
 """
 
 import asyncio
@@ -63,17 +64,19 @@ class _Run:
     def run(self) -> Report:
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         stamp = machine()
-        intent, before = asyncio.run(self._prepare())
+        intent = asyncio.run(self._prepare())
         crew = Crew(self._load, intent, self._recording, self._display, self._expected_hit_rate(None))
-        ended, elapsed_s = crew.run()
+        with crew.started():  # they get ready while the counters come to rest
+            before = asyncio.run(self._counts_before())
+            ended, elapsed_s = crew.run()
         try:
             reconciliation = None if before is None else asyncio.run(self._reconcile(before))
         except KeyboardInterrupt:  # it gives up the counts, never the run that they are held against
             ended, reconciliation = "interrupted", _UNCOUNTED
         return self._report(started_at, stamp, ended, elapsed_s, crew.unsent, reconciliation)
 
-    async def _prepare(self) -> tuple[str, Counts | None]:
-        """An intent that the target answers with, and its counters before anything is measured."""
+    async def _prepare(self) -> str:
+        """Bring the target's cache to its state; gives an intent that it answers with."""
         target = target_of(self._load)
         await target.open()
         try:
@@ -81,10 +84,14 @@ class _Run:
             await self._bring_cache_to_state(target)
         finally:
             await target.close()
+        return intent
+
+    async def _counts_before(self) -> Counts | None:
+        """The server's counters before anything is measured."""
         counts = await self._settled_counts(lambda _counts: False) if self._load.counters_url else None
         if counts is None and self._load.metrics_url:
             raise LoadError(f"no counters can be read at {self._load.metrics_url}")
-        return intent, counts
+        return counts
 
     async def _bring_cache_to_state(self, target: Target) -> None:
         if self._load.start == "cold":
