@@ -11,11 +11,11 @@ import pytest
 from loadgen.report import Report
 from tests.service import HITS, INTENTS, Service
 
-SHORT = ["--lengths", "12:1", "--warmup", "2", "--max-lag-ms", "1000", "--timeout", "10"]
+SHORT = ["--lengths", "12:1", "--warmup", "0.5", "--max-lag-ms", "1000", "--timeout", "10"]
 
 
 def load(
-    tmp_path: Path, *arguments: str, seconds: int = 3, command: tuple[str, ...] = (), **environment: str
+    tmp_path: Path, *arguments: str, seconds: int = 2, command: tuple[str, ...] = (), **environment: str
 ) -> Report:
     """Run a load to its end; whether it was on time is not what these tests are about."""
     out = tmp_path / "report.json"
@@ -53,7 +53,10 @@ def test_a_warm_cache_answers_everything(service: Service, tmp_path: Path):
     command = (INTENTS[0], "load")
 
     report = load(
-        tmp_path, "--target", service.url, "--rate", "20", "--distinct", "20", "--cache-state", "warm", command=command
+        tmp_path,
+        *("--target", service.url, "--workers", "1"),
+        *("--rate", "20", "--distinct", "20", "--cache-state", "warm"),
+        command=command,
     )
 
     assert set(report.texts) <= set(HITS)
@@ -64,7 +67,7 @@ def test_a_handle_is_a_target_too(service: Service, tmp_path: Path):
     """Its answers say nothing of the cache, but every one is counted by the server."""
     report = load(
         tmp_path,
-        *("--target", "handle:intents", "--metrics-url", f"{service.url}/metrics"),
+        *("--target", "handle:intents", "--metrics-url", f"{service.url}/metrics", "--workers", "1"),
         *("--rate", "20", "--batch", "0.1", "--feedback", "0.1"),
         RAY_ADDRESS=service.state["gcs"],
         RAY_AUTH_MODE="disabled",
