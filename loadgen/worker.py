@@ -61,7 +61,8 @@ def work(load: Load, worker: int, intent: str, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _raise_file_limit()
-    with contextlib.suppress(BrokenPipeError, EOFError), asyncio.Runner(loop_factory=_precise_loop) as runner:
+    parent_gone = contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError)
+    with parent_gone, asyncio.Runner(loop_factory=_precise_loop) as runner:
         try:
             runner.run(Worker(load, worker, intent, pipe).run())
         except LoadError as error:

@@ -1,11 +1,14 @@
 """Whole runs against a stub: what is measured, what is counted, and how a run ends."""
 
+import multiprocessing
+
 import pytest
 
 from loadgen.load import Load, LoadError
 from loadgen.run import measure
 from loadgen.terminal import COORDINATED_OMISSION, render
 from loadgen.traffic import Traffic
+from loadgen.worker import work
 from tests.load.conftest import StartStub
 from tests.load.watchers import Interrupter, Killer, OtherCaller, printed
 
@@ -145,3 +148,18 @@ def test_a_late_load_generator_makes_the_run_invalid(start_stub: StartStub):
 
     assert report.send_lag.p99_ms > 0.001
     assert any("send lag" in reason for reason in report.invalid_because)
+
+
+def test_a_worker_that_is_given_up_before_the_start_ends_in_silence():
+    """As by Ctrl-C while the counters come to rest; it has said that it is ready, and nobody has heard it."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    worker = context.Process(target=work, args=(load("http://127.0.0.1:1", rate=1), 0, "greeting", there), daemon=True)
+    worker.start()
+    there.close()
+    ready = here.poll(30)
+    here.close()
+    worker.join(30)
+
+    assert ready
+    assert worker.exitcode == 0
