@@ -38,10 +38,10 @@ def test_changing_num_replicas_and_deploying_again_scales_without_a_failed_reque
 
 
 def test_model_replicas_follow_the_queue_without_a_failed_request(service: Service, config: dict[str, Any]):
-    """One; two when texts wait; one again when few come. The shipped policy, with shorter delays."""
+    """One; two when texts wait; one again when few come. The shipped policy, with shorter times."""
     (model,) = (each for each in config["applications"][0]["deployments"] if each["name"] == "Model")
     shipped = model["autoscaling_config"]
-    model["autoscaling_config"] = shipped | {"upscale_delay_s": 1, "downscale_delay_s": 2}
+    model["autoscaling_config"] = shipped | {"look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 2}
     deploy(service, config)
     wait_until_settled(service, {"Model": {1}})
 
