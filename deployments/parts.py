@@ -33,7 +33,7 @@ KEEP_PAUSE_S = 0.1
 """So long fresh predictions gather: nobody waits for them, and a call for each would cost 2 ms at both ends."""
 APPEND_PAUSE_S = 0.03
 """Least time between two groups of feedback records, each a call, a transaction and an fsync whatever it carries. A
-record that finds none just gone goes at once; under load the pause takes a fifth off what a record costs."""
+record that finds none just gone goes at once; of the others more go together."""
 RECORD_OVERHEAD_BYTES = 2048
 """What a feedback record has beside its text, at most: labels, user, keys."""
 PROBE_TIMEOUT_S = 1.0
