@@ -31,9 +31,6 @@ MAX_UNKEPT = 10_000
 """Fresh predictions that may wait to be kept; beyond it they are dropped, and computed again when asked for."""
 KEEP_PAUSE_S = 0.1
 """So long fresh predictions gather: nobody waits for them, and a call for each would cost 2 ms at both ends."""
-APPEND_PAUSE_S = 0.03
-"""Least time between two groups of feedback records, each a call, a transaction and an fsync whatever it carries. A
-record that finds none just gone goes at once; of the others more go together."""
 RECORD_OVERHEAD_BYTES = 2048
 """What a feedback record has beside its text, at most: labels, user, keys."""
 PROBE_TIMEOUT_S = 1.0
@@ -87,7 +84,6 @@ class HandleParts:
             self._append_many,
             max_items=settings.feedback_max_group,
             max_waiting=MAX_WAITING,
-            pause_s=APPEND_PAUSE_S,
             size_bytes=lambda submission: RECORD_OVERHEAD_BYTES + utf8_bytes(str(submission.record["text"])),
         )
 

@@ -1,9 +1,9 @@
 """Coalescing: what waits while a call is in flight travels together in the next one.
 
 A call to another process costs about the same for one item as for a hundred (1.5 ms for a Serve handle call), so
-under load the number of calls, not of items, decides the throughput. No item waits on a timer by itself: one that finds
-a free place goes at once, with what came in the same turn of the event loop, and a group is whatever gathered while the
-places were taken. Where callers can spare some milliseconds, calls may be kept apart by a pause.
+under load the number of calls, not of items, decides the throughput. There is no timer: an item that finds a free
+place goes at once, with what came in the same turn of the event loop, and a group is whatever gathered while the
+places were taken.
 """
 
 import asyncio
@@ -31,8 +31,6 @@ class Coalescer(Generic[T, R]):
         max_items: Most items of a group.
         max_waiting: Most items that wait for a call; beyond it `Overloaded`.
         max_in_flight: Calls under way at once.
-        pause_s: Least time from the beginning of a call to that of the next. Without it groups stay small where the
-            other end is quick, and cost more in all.
         size_bytes: The size of an item; a group, save for a single larger item, has at most `max_bytes`.
         max_bytes: Inter-replica gRPC takes 4 MiB a message, and answers must fit too.
     """
@@ -44,7 +42,6 @@ class Coalescer(Generic[T, R]):
         max_items: int,
         max_waiting: int,
         max_in_flight: int = 1,
-        pause_s: float = 0.0,
         size_bytes: Callable[[T], int] = lambda _: 0,
         max_bytes: int = 1024 * 1024,
     ) -> None:
@@ -52,12 +49,10 @@ class Coalescer(Generic[T, R]):
         self._max_items = max_items
         self._max_waiting = max_waiting
         self._max_in_flight = max_in_flight
-        self._pause_s = pause_s
         self._size_bytes = size_bytes
         self._max_bytes = max_bytes
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
-        self._may_go = True
 
     async def submit(self, items: Sequence[T]) -> list[R]:
         """Send `items` with whatever else waits; results come in the order of `items`.
@@ -85,24 +80,14 @@ class Coalescer(Generic[T, R]):
             )
 
     def _dispatch(self) -> None:
-        while self._waiting and self._may_go and len(self._calls) < self._max_in_flight:
+        while self._waiting and len(self._calls) < self._max_in_flight:
             if group := self._next_group():
-                self._begin_pause()
                 # Not in the context of whoever submits or ends a call: Serve cancels what a request's context started
                 # when its client leaves, and a group is many clients'.
                 call = asyncio.create_task(self._deliver(group), context=contextvars.Context())
                 self._calls.add(call)
                 call.add_done_callback(self._call_ended)
                 _cancel_when_nobody_waits(call, [future for _, future in group])
-
-    def _begin_pause(self) -> None:
-        if self._pause_s:
-            self._may_go = False
-            asyncio.get_running_loop().call_later(self._pause_s, self._end_pause)
-
-    def _end_pause(self) -> None:
-        self._may_go = True
-        self._dispatch()
 
     def _next_group(self) -> list[_Waiting[T, R]]:
         group: list[_Waiting[T, R]] = []

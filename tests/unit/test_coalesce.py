@@ -77,35 +77,6 @@ async def test_calls_in_flight_are_bounded():
     assert await asyncio.gather(*tasks) == [[10], [20], [30]]
 
 
-async def test_calls_are_kept_apart_by_the_pause():
-    """The first goes at once; what comes within its pause travels together when that is over."""
-    wire = Wire()
-    wire.release.set()
-    coalescer = Coalescer(wire.send, max_items=10, max_waiting=100, pause_s=0.5)
-    assert await coalescer.submit([1]) == [10]
-    tasks = await submit_all(coalescer, [2], [3])
-
-    assert wire.calls == [[1]]
-    assert await asyncio.gather(*tasks) == [[20], [30]]
-    assert wire.calls == [[1], [2, 3]]
-
-
-async def test_a_call_that_outlasts_its_pause_is_followed_at_once():
-    """The pause runs from the beginning of a call: a slow one has no further wait behind it."""
-    wire = Wire()
-    coalescer = Coalescer(wire.send, max_items=10, max_waiting=100, pause_s=0.05)
-    first, second = await submit_all(coalescer, [1], [2])
-    await asyncio.sleep(0.1)
-    assert wire.calls == [[1]]
-    wire.release.set()
-    assert await first == [10]
-    for _ in range(4):
-        await asyncio.sleep(0)
-
-    assert wire.calls == [[1], [2]]
-    assert await second == [20]
-
-
 async def test_a_cancelled_submit_takes_out_its_own_items_and_fails_no_other():
     """Its waiting items are not sent; a neighbour in the same group still gets its result."""
     wire = Wire()
