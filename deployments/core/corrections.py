@@ -213,9 +213,7 @@ class Follower:
             while True:
                 self._overlay.expire(self._now_s())
                 self._metrics.record(CORRECTIONS_HELD, len(self._overlay))
-                read_on_from, last_id = last_id, await self._take_next(store, last_id)
-                if last_id != read_on_from:
-                    await asyncio.sleep(_READ_PAUSE_S)
+                last_id = await self._take_next(store, last_id)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Redis]:
@@ -253,11 +251,14 @@ class Follower:
         return last_id
 
     async def _take_next(self, store: Redis, last_id: str) -> str:
-        """Wait a while for entries after `last_id` and fold them; give the id to go on from."""
-        for entry_id, fields in await self._read(store, last_id, block_ms=max(1, int(self._timeout_s * 500))):
+        """Wait a while for entries after `last_id`, fold them and let more gather; give the id to go on from."""
+        entries = await self._read(store, last_id, block_ms=max(1, int(self._timeout_s * 500)))
+        for entry_id, fields in entries:
             last_id = entry_id.decode()
             if entry := _fold(self._overlay, entry_id, fields):
                 self._metrics.record(LOG_LAG, max(0.0, self._now_s() - entry.accepted_at_s))
+        if entries:
+            await asyncio.sleep(_READ_PAUSE_S)
         return last_id
 
     async def _read(

@@ -172,12 +172,11 @@ class FeedbackReader:
         """
         day = day_of(cursor)
         last = now.newest_id if day_of(now.newest_id) == day else f"{(day + 1) * DAY_S * 1000 - 1}-{_LAST_NUMBER}"
-        known = (
-            self._counted if self._counted.of == (cursor, now.removed) else _Counted((cursor, now.removed), cursor, 0)
-        )
+        of = cursor, now.removed
+        known = self._counted if self._counted.of == of else _Counted(of, cursor, 0)
         if sortable(known.up_to) < sortable(last):
             pages = self._store.all_entries(known.up_to, last)
-            known = _Counted(known.of, last, known.records + sum([_feedbacks(page) async for page in pages]))
+            known = _Counted(of, last, known.records + sum([_feedbacks(page) async for page in pages]))
             self._counted = known
         return known.records + sum(tally.count for tally in tallies if tally.day > day)
 
