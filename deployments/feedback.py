@@ -36,7 +36,12 @@ class Feedback:
         configure_logging(settings.log_level)
         timeout_s = settings.feedback_timeout_s
         client = connect(settings.feedback_url, timeout_s=timeout_s, key=LOG)
-        self._store = LogStore(client, timeout_s=timeout_s, unsafe=settings.unsafe_feedback)
+        self._store = LogStore(
+            client,
+            timeout_s=timeout_s,
+            unsafe=settings.unsafe_feedback,
+            replicas_acked=settings.feedback_replicas_acked,
+        )
         self._log = FeedbackLog(
             self._store,
             retention_days=settings.feedback_retention_days,

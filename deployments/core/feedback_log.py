@@ -40,7 +40,7 @@ from deployments.core.log_store import source
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deployments.core.log_store import LogStore
+    from deployments.core.log_store import Command, LogStore
 
 State = Literal["applied", "pending", "recorded"]
 """Of a record as it is accepted: a correction that holds, one that waits for approval, or a confirmation."""
@@ -118,32 +118,21 @@ class FeedbackLog:
         """Run the script once a call; a reply is what the script gave, or the exception in its place."""
         from redis.exceptions import NoScriptError, RedisError
 
+        commands: list[Command] = [("EVALSHA", self._append_sha, "4", *call) for call in calls]
         try:
             async with asyncio.timeout(self._store.timeout_s):
-                replies = await self._run_transaction(calls)
+                replies = await self._store.write(commands)
                 if any(isinstance(reply, NoScriptError) for reply in replies):  # the server is fresh: nothing ran
                     self._store.doubt()
                     await self._store.require_writable()
                     await self._store.client.script_load(self._append_source)
-                    replies = await self._run_transaction(calls)
+                    replies = await self._store.write(commands)
         except (RedisError, OSError, Unavailable) as error:  # TimeoutError is an OSError
             replies = [error] * len(calls)
             self._store.doubt()
         failures = [reply for reply in replies if isinstance(reply, Exception)]
         if failures:
             _logger.warning("%d of %d records not confirmed, first: %r", len(failures), len(calls), str(failures[0]))
-        return replies
-
-    async def _run_transaction(self, calls: Sequence[tuple[bytes, ...]]) -> list[Any]:
-        """One round trip, one fsync.
-
-        MULTI is there for the fsync alone: the server reads some 16 KiB at a time and syncs after each, so that 128
-        records of 1 kB cost five fsyncs in a plain pipeline and one here. A call that fails inside still fails alone.
-        """
-        pipeline = self._store.client.pipeline(transaction=True)
-        for call in calls:
-            pipeline.evalsha(self._append_sha, 4, *call)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
 
     async def review(self, feedback_id: str, verdict: Verdict, *, by: str = "") -> None:
@@ -251,9 +240,8 @@ def _sha256(value: bytes) -> str:
 def _outcome(reply: Any) -> Receipt | IntentGraphError:
     """Read a reply of the script. Whatever is not its own word is unconfirmed: never an acknowledgement."""
     if isinstance(reply, Exception):
-        return Unavailable(
-            f"the feedback log did not confirm the record ({type(reply).__name__}); send it again with the same key"
-        )
+        why = reply.detail if isinstance(reply, IntentGraphError) else type(reply).__name__
+        return Unavailable(f"the feedback log did not confirm the record ({why}); send it again with the same key")
     if reply[0] == b"gone":
         return Gone("the record that was sent with this idempotency key is deleted; use a new key for a new record")
     status, entry_id, state = reply

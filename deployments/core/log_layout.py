@@ -11,6 +11,7 @@ Keys, all in the hash slot of `{ig:log}`, so that one script may write them on R
 | `{ig:log}:counts`        | hash       | `<day>:<counter>` → records                                                  |
 | `{ig:log}:key:<sha256>`  | string     | `<id> <state> <digest>` of that caller and idempotency key; or `gone`        |
 | `{ig:log}:cursor`        | string     | id of the last entry that was trained on; absent: none was                   |
+| `{ig:log}:replicated`    | string     | nothing; written to see that replicas have received what came before it      |
 
 `day` is days since 1970 of the record's id, which is the store's clock: what belongs to a record leaves with it.
 Text and user are in `records` alone: a stream keeps the bytes of what is deleted from it, a hash does not.
@@ -40,6 +41,7 @@ LOG = "{ig:log}"
 COUNTS = f"{LOG}:counts"
 CURSOR = f"{LOG}:cursor"
 PENDING = f"{LOG}:pending"
+REPLICATED = f"{LOG}:replicated"
 DAY_S = 86_400
 FIRST_ID = "0-0"
 FeedbackState = Literal["applied", "pending", "approved", "rejected", "recorded"]

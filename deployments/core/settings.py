@@ -114,6 +114,9 @@ class Settings(BaseSettings):
         100.0, gt=0, description="Feedback records a second that each API key may send; beyond it 429."
     )
     feedback_burst: int = Field(200, ge=1, description="Records a key may send at once, before that rate holds.")
+    feedback_replicas_acked: int = Field(
+        0, ge=0, description="Replicas of the log's store that must have received a write before it is acknowledged."
+    )
     unsafe_feedback: bool = Field(default=False, description="Accept a log store that may lose what it acknowledged.")
 
     # Requests
