@@ -31,6 +31,8 @@ _REQUIRED = {
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_SHARES = 3
+"""A group is sent twice where the server has not its script yet, and what is between takes time too."""
 Command = tuple[str | bytes, ...]
 _MARK: Command = ("EVAL", "#!lua flags=allow-oom\nredis.call('SET', KEYS[1], '')", "1", REPLICATED)
 """WAIT waits for what its own connection wrote, and what is sent again may find nothing left to write. Replicas take
@@ -88,29 +90,30 @@ class LogStore:
         MULTI is there for the fsync alone: the server reads some 16 KiB at a time and syncs after each, so that 128
         records of 1 kB cost five fsyncs without it and one with it. A command that fails inside still fails alone.
 
-        Raises:
-            Unavailable: done here, but too few replicas have received it.
-            RedisError, OSError: the store is away; perhaps done.
+        What was done, but received by too few replicas in a third of `timeout_s`, is `Unavailable`. Raises RedisError
+        or OSError when the store is away; perhaps all of it is done.
         """
         waits = self._replicas_acked > 0
         pipeline = self.client.pipeline(transaction=False)
         for command in (("MULTI",), *commands, *([_MARK] if waits else []), ("EXEC",)):
             pipeline.execute_command(*command)
         if waits:
-            pipeline.execute_command("WAIT", str(self._replicas_acked), str(int(self.timeout_s * 500)))
+            pipeline.execute_command("WAIT", str(self._replicas_acked), str(int(self.timeout_s * 1000 / _SHARES)))
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        if waits:
-            self._require_replicas(replies.pop())
-        return _executed(replies, len(commands))
+        shortage = self._shortage(replies.pop()) if waits else None
+        executed = _executed(replies, len(commands))
+        return [each if isinstance(each, Exception) else shortage or each for each in executed]
 
-    def _require_replicas(self, acked: Any) -> None:
+    def _shortage(self, acked: Any) -> Exception | None:
+        """What WAIT's reply lacks."""
         if isinstance(acked, Exception):
-            raise acked
-        if acked < self._replicas_acked:
-            raise Unavailable(
-                f"{acked} replicas of the feedback log's store have it, fewer than `feedback_replicas_acked` "
-                f"({self._replicas_acked})"
-            )
+            return acked
+        if acked >= self._replicas_acked:
+            return None
+        return Unavailable(
+            f"{acked} replicas of the feedback log's store have it, fewer than `feedback_replicas_acked` "
+            f"({self._replicas_acked})"
+        )
 
     async def entries(self, first: str, last: str = "+", *, count: int = PAGE) -> list[LogEntry]:
         """The first `count` entries from `first` to `last`; `(` before an id leaves it out. Raises `Unavailable`."""
