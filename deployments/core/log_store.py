@@ -91,7 +91,7 @@ class LogStore:
         records of 1 kB cost five fsyncs without it and one with it. A command that fails inside still fails alone.
 
         What was done, but received by too few replicas in a third of `timeout_s`, is `Unavailable`. Raises RedisError
-        or OSError when the store is away; perhaps all of it is done.
+        or OSError when the store refuses all of it or is away; then perhaps it is done.
         """
         waits = self._replicas_acked > 0
         pipeline = self.client.pipeline(transaction=False)
@@ -210,10 +210,10 @@ class LogStore:
 
 
 def _executed(replies: Sequence[Any], commands: int) -> list[Any]:
-    """The replies of what stands between MULTI and EXEC; a command refused before EXEC kept the others from running."""
-    taken, executed = replies[1 : commands + 1], replies[-1]
+    """The replies of what stands between MULTI and EXEC. Raises why nothing was executed: the first refusal says it."""
+    executed = replies[-1]
     if isinstance(executed, Exception):
-        return [each if isinstance(each, Exception) else executed for each in taken]
+        raise next((each for each in replies if isinstance(each, Exception)), executed)
     return list(executed[:commands])
 
 
