@@ -25,10 +25,20 @@ TIMEOUT_S = 1.0
 """A third of it is what replicas have."""
 
 
+AT_ONCE = ("--repl-diskless-sync-delay", "0")
+"""For a server whose replicas need not wait for others to come."""
+
+
+@pytest.fixture(scope="module")
+def server(valkey_server: StartValkey) -> ValkeyServer:
+    """The primary."""
+    return valkey_server(*AT_ONCE)
+
+
 @pytest.fixture(scope="module")
 def replica(valkey_server: StartValkey, server: ValkeyServer) -> ValkeyServer:
     """The one replica of `server`."""
-    return valkey_server("--replicaof", f"127.0.0.1 {server.port}", "--repl-diskless-sync-delay", "0")
+    return valkey_server("--replicaof", f"127.0.0.1 {server.port}")
 
 
 @pytest.fixture
@@ -129,8 +139,8 @@ async def test_two_replicas_are_not_one(client: Redis, at_replica: Redis):
 
 async def test_no_acknowledged_record_is_lost_with_the_store(valkey_server: StartValkey):
     """What comes while no replica follows is unconfirmed, and gone with the store; the rest is at the replica."""
-    primary = valkey_server()
-    replica = valkey_server("--replicaof", f"127.0.0.1 {primary.port}", "--repl-diskless-sync-delay", "0")
+    primary = valkey_server(*AT_ONCE)
+    replica = valkey_server("--replicaof", f"127.0.0.1 {primary.port}")
     async with (
         aclosing(connect(primary.url, timeout_s=2)) as client,
         aclosing(connect(replica.url, timeout_s=2)) as new,
