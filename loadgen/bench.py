@@ -139,8 +139,8 @@ ROWS = (
         _report(_per_s),
     ),
     Row(
-        "feedback on disk, 50/s",
-        f"python -m loadgen --rate 50 --duration 10 --feedback 1 {SHORT_TEXTS}",
+        "feedback on disk, 200/s",
+        f"python -m loadgen --rate 200 --duration 15 --feedback 1 {SHORT_TEXTS}",
         _report(_p("feedback", "p50", "p99")),
     ),
 )
