@@ -195,8 +195,7 @@ class FeedbackReader:
         newest = await self._store.newest_id() or FIRST_ID
         if sortable(cursor) > sortable(newest):
             raise NotFound(f"the log has not come to {cursor}; its last entry is {newest}")
-        await self._store.require_writable()
-        await self._store.ask(self._store.client.set(CURSOR, cursor))
+        await self._store.do("SET", CURSOR, cursor)
 
     async def pending(self) -> int:
         """How many corrections wait for approval."""
@@ -217,6 +216,7 @@ class FeedbackReader:
             self._erasing[user_id] = page[-1].entry_id
             if len(self._erasing) > MAX_BROKEN_OFF:
                 del self._erasing[next(iter(self._erasing))]
+        await self._store.do("EXISTS", LOG)  # confirms what an earlier try deleted and too few replicas had received
         self._erasing.pop(user_id, None)
         return deleted
 

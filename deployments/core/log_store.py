@@ -31,13 +31,13 @@ _REQUIRED = {
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_SHARES = 3
-"""A group is sent twice where the server has not its script yet, and what is between takes time too."""
 Command = tuple[str | bytes, ...]
 _MARK: Command = ("EVAL", "#!lua flags=allow-oom\nredis.call('SET', KEYS[1], '')", "1", REPLICATED)
 """WAIT waits for what its own connection wrote, and what is sent again may find nothing left to write. Replicas take
 all in order: who has this mark has everything before it, whatever connection it came over. It needs no memory, as
 deletions need none."""
+_SHARES = 3
+"""A group is sent twice where the server has not its script yet, and what is between takes time too."""
 RawEntry = tuple[bytes, dict[bytes, bytes]]
 """An id, and the fields."""
 
@@ -74,11 +74,15 @@ class LogStore:
             raise Unavailable(f"the feedback log does not answer ({type(error).__name__})") from error
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
-        """Run a script that writes, on a store that keeps what it acknowledges. Raises `Unavailable`."""
-        await self.require_writable()
-        return await self.ask(self._run(("EVAL", source(script), str(len(keys)), *keys, *arguments)))
+        """Run a script that writes; as `do`."""
+        return await self.do("EVAL", source(script), str(len(keys)), *keys, *arguments)
 
-    async def _run(self, command: Command) -> Any:
+    async def do(self, *command: str | bytes) -> Any:
+        """Run a command, on a store that keeps what it acknowledges. Raises `Unavailable`: perhaps done."""
+        await self.require_writable()
+        return await self.ask(self._only(command))
+
+    async def _only(self, command: Command) -> Any:
         (reply,) = await self.write([command])
         if isinstance(reply, Exception):
             raise reply
@@ -111,8 +115,7 @@ class LogStore:
         if acked >= self._replicas_acked:
             return None
         return Unavailable(
-            f"{acked} replicas of the feedback log's store have it, fewer than `feedback_replicas_acked` "
-            f"({self._replicas_acked})"
+            f"of the {self._replicas_acked} replicas that `feedback_replicas_acked` asks for, {acked} have it"
         )
 
     async def entries(self, first: str, last: str = "+", *, count: int = PAGE) -> list[LogEntry]:

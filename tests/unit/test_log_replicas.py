@@ -10,6 +10,8 @@ import pytest
 from deployments.core.connection import connect
 from deployments.core.errors import NotFound, Unavailable
 from deployments.core.feedback_log import FeedbackLog, Receipt
+from deployments.core.feedback_reader import FeedbackReader
+from deployments.core.log_layout import CURSOR
 from deployments.core.log_store import LogStore
 from tests.unit.feedback_rows import counters, entries, recount, submission
 from tests.unit.stores import becomes_true
@@ -85,7 +87,7 @@ async def test_while_the_replica_receives_nothing_nothing_is_acknowledged_howeve
         confirmed = await writers[1].append([submission(key) for key in "abc"])
 
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
-    assert "0 replicas" in str(outcomes[0])
+    assert "0 have it" in str(outcomes[0])
     assert "feedback_replicas_acked" in str(outcomes[0])
     assert isinstance(unasked[0], Receipt)
     assert [receipt.duplicate for receipt in confirmed if isinstance(receipt, Receipt)] == [True] * 3
@@ -113,6 +115,29 @@ async def test_a_decision_is_confirmed_when_the_replica_has_it(client: Redis, at
     assert [entry.kind for entry in await entries(at_replica)] == ["feedback", "approval", "deletion"]
 
 
+async def test_an_erasure_and_the_training_cursor_are_confirmed_when_the_replica_has_them(
+    client: Redis, at_replica: Redis, replica: ValkeyServer
+):
+    """Asked again, an erasure finds nothing left to delete, and is not confirmed for that."""
+    store = LogStore(client, timeout_s=TIMEOUT_S, replicas_acked=1)
+    log, reader = FeedbackLog(store), FeedbackReader(store)
+    (receipt,) = await log.append([submission(user_id="u")])
+    replica.pause()
+    try:
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await reader.erase(log, "u")
+            with pytest.raises(Unavailable):
+                await reader.acknowledge(receipt.feedback_id)
+    finally:
+        replica.resume()
+    await reader.acknowledge(receipt.feedback_id)
+
+    assert await reader.erase(log, "u") == 0
+    assert await at_replica.get(CURSOR) == receipt.feedback_id.encode()
+    assert [entry.kind for entry in await entries(at_replica)] == ["deletion"]
+
+
 async def test_a_store_out_of_memory_still_deletes(client: Redis, at_replica: Redis):
     """The mark that replicas receive needs no more memory than the deletion does."""
     log = log_with(client, 1)
@@ -133,7 +158,7 @@ async def test_two_replicas_are_not_one(client: Redis, at_replica: Redis):
     (outcome,) = await log_with(client, 2).append([submission()])
 
     assert isinstance(outcome, Unavailable)
-    assert "1 replicas" in str(outcome)
+    assert "1 have it" in str(outcome)
     assert len(await entries(at_replica)) == 1
 
 
