@@ -35,12 +35,11 @@ from deployments.core.log_layout import (
     reviews_key,
     sortable,
 )
-from deployments.core.log_store import source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deployments.core.log_store import Command, LogStore
+    from deployments.core.log_store import LogStore
 
 State = Literal["applied", "pending", "recorded"]
 """Of a record as it is accepted: a correction that holds, one that waits for approval, or a confirmation."""
@@ -96,8 +95,6 @@ class FeedbackLog:
         self._store = store
         self._retention_days = retention_days
         self._correction_ttl_s = correction_ttl_s
-        self._append_source = source(_APPEND)
-        self._append_sha = hashlib.sha1(self._append_source.encode(), usedforsecurity=False).hexdigest()
 
     async def append(self, submissions: Sequence[Submission]) -> list[Receipt | IntentGraphError]:
         """Write a group of submissions in one round trip with one fsync; each is whole or absent by itself.
@@ -116,17 +113,11 @@ class FeedbackLog:
 
     async def _run_append(self, calls: Sequence[tuple[bytes, ...]]) -> Sequence[Any]:
         """Run the script once a call; a reply is what the script gave, or the exception in its place."""
-        from redis.exceptions import NoScriptError, RedisError
+        from redis.exceptions import RedisError
 
-        commands: list[Command] = [("EVALSHA", self._append_sha, "4", *call) for call in calls]
         try:
             async with asyncio.timeout(self._store.timeout_s):
-                replies = await self._store.write(commands)
-                if any(isinstance(reply, NoScriptError) for reply in replies):  # the server is fresh: nothing ran
-                    self._store.doubt()
-                    await self._store.require_writable()
-                    await self._store.client.script_load(self._append_source)
-                    replies = await self._store.write(commands)
+                replies = await self._store.run_each(_APPEND, 4, calls)
         except (RedisError, OSError, Unavailable) as error:  # TimeoutError is an OSError
             replies = [error] * len(calls)
             self._store.doubt()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import logging
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -75,18 +76,29 @@ class LogStore:
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
         """Run a script that writes; as `do`."""
-        return await self.do("EVAL", source(script), str(len(keys)), *keys, *arguments)
+        await self.require_writable()
+        return await self.ask(_only(self.run_each(script, len(keys), [(*keys, *arguments)])))
 
     async def do(self, *command: str | bytes) -> Any:
         """Run a command, on a store that keeps what it acknowledges. Raises `Unavailable`: perhaps done."""
         await self.require_writable()
-        return await self.ask(self._only(command))
+        return await self.ask(_only(self.write([command])))
 
-    async def _only(self, command: Command) -> Any:
-        (reply,) = await self.write([command])
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+    async def run_each(self, script: str, keys: int, calls: Sequence[Command]) -> list[Any]:
+        """Run a script once a call, each its `keys` and then its arguments; gives and raises as `write`.
+
+        Scripts go by their digest alone: a server that does not know it has started since, which nobody else may tell.
+        """
+        from redis.exceptions import NoScriptError
+
+        commands: list[Command] = [("EVALSHA", _digest(script), str(keys), *call) for call in calls]
+        replies = await self.write(commands)
+        if any(isinstance(reply, NoScriptError) for reply in replies):  # nothing ran
+            self.doubt()
+            await self.require_writable()
+            await self.client.script_load(source(script))
+            replies = await self.write(commands)
+        return replies
 
     async def write(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one round trip, with one fsync; gives each one's reply, or the exception in its place.
@@ -212,6 +224,14 @@ class LogStore:
         return {"appendonly": "yes" if info["aof_enabled"] else "no", "maxmemory-policy": str(info["maxmemory_policy"])}
 
 
+async def _only(writing: Awaitable[list[Any]]) -> Any:
+    """The reply of the one command that is written."""
+    (reply,) = await writing
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
 def _executed(replies: Sequence[Any], commands: int) -> list[Any]:
     """The replies of what stands between MULTI and EXEC. Raises why nothing was executed: the first refusal says it."""
     executed = replies[-1]
@@ -224,3 +244,9 @@ def _executed(replies: Sequence[Any], commands: int) -> list[Any]:
 def source(script: str) -> str:
     """The text of a script beside this module."""
     return resources.files("deployments.core").joinpath(script).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _digest(script: str) -> str:
+    """What the server knows a script by."""
+    return hashlib.sha1(source(script).encode(), usedforsecurity=False).hexdigest()

@@ -122,6 +122,26 @@ async def test_nothing_is_deleted_on_a_store_that_came_back_as_one_that_loses_it
     server.kill()
 
 
+async def test_a_store_that_was_replaced_unseen_is_checked_before_it_decides_anything(
+    valkey_server: StartValkey,
+) -> None:
+    """The client connects again by itself where it finds its connection closed: no call need fail."""
+    server = valkey_server()
+    async with aclosing(connect(server.url, timeout_s=2)) as client, aclosing(connect(server.url, timeout_s=2)) as ops:
+        log = FeedbackLog(LogStore(client, timeout_s=2))
+        [receipt] = await log.append([submission(state="pending")])
+        server.kill()
+        server.start()
+        await ops.config_set("appendfsync", "everysec")
+
+        with pytest.raises(Unavailable, match="appendfsync always"):
+            await log.review(receipt.feedback_id, "approved")
+        with pytest.raises(Unavailable, match="appendfsync always"):
+            await log.delete(receipt.feedback_id)
+        assert [entry.kind for entry in await LogStore(ops, timeout_s=2).entries("-")] == ["feedback"]
+    server.kill()
+
+
 async def test_an_unsafe_log_takes_any_store_and_says_so(
     valkey_server: StartValkey, caplog: pytest.LogCaptureFixture
 ) -> None:
