@@ -35,6 +35,7 @@ redis.call('HINCRBY', KEYS[2], string.format('%d:', day) .. ARGV[8], 1)
 if ARGV[3] == 'pending' then
     redis.call('ZADD', KEYS[4], 0, string.rep('0', 18 - #ms) .. ms .. '-' .. string.rep('0', 18 - #number) .. number)
 end
-local trimmed_at_ms = (day + tonumber(ARGV[2]) + 1) * DAY_MS
-redis.call('SET', KEYS[3], id .. ' ' .. ARGV[3] .. ' ' .. ARGV[1], 'PXAT', string.format('%d', trimmed_at_ms))
+-- A day longer than the record: days are trimmed some time after they end, and until then the key has to tell of it.
+local expires_at_ms = (day + tonumber(ARGV[2]) + 2) * DAY_MS
+redis.call('SET', KEYS[3], id .. ' ' .. ARGV[3] .. ' ' .. ARGV[1], 'PXAT', string.format('%d', expires_at_ms))
 return {'recorded', id, ARGV[3]}

@@ -21,7 +21,7 @@ Text and user are in `records` alone: a stream keeps the bytes of what is delete
 | `feedback`       | state text_key correction trusted by key counter | a record was accepted              |
 | `approval`       | of by text_key correction                        | a correction that waited holds now |
 | `rejection`      | of by                                            | one never will                     |
-| `deletion`       | of by key                                        | a record was removed, this is left |
+| `deletion`       | of by key submitted_by approved_by               | a record was removed, this is left |
 
 `state` is `applied` or `pending` for a correction, `recorded` for a confirmation; `correction` is JSON of what it
 corrects (`intent`, `complexity`?, `techniques`?); `counter` is the JSON list of feedback type, original intent, correct

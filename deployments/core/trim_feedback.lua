@@ -11,8 +11,9 @@ local first_kept_ms = string.format('%d', first_kept * 86400000)
 for _, field in ipairs(redis.call('HKEYS', KEYS[2])) do
     local day = string.match(field, '^%d+')
     if tonumber(day) < first_kept then
-        redis.call('HDEL', KEYS[2], field)
-        redis.call('UNLINK', KEYS[1] .. ':records:' .. day, KEYS[1] .. ':reviews:' .. day)
+        redis.call('UNLINK', KEYS[1] .. ':records:' .. day)
+        redis.call('UNLINK', KEYS[1] .. ':reviews:' .. day)
+        redis.call('HDEL', KEYS[2], field) -- last: what is broken off here is found again by it
     end
 end
 redis.call('ZREMRANGEBYLEX', KEYS[3], '-', '(' .. string.rep('0', 18 - #first_kept_ms) .. first_kept_ms)

@@ -146,13 +146,14 @@ async def test_trim_removes_whole_days_of_entries_and_counters(
     assert await counters(client) == await recount(client)
 
 
-async def test_an_idempotency_key_expires_when_its_record_may_be_trimmed(log: FeedbackLog, client: Redis) -> None:
+async def test_an_idempotency_key_outlives_its_record_by_a_day(log: FeedbackLog, client: Redis) -> None:
+    """Days are trimmed some time after they end; a repeated record would be written twice meanwhile."""
     await log.append([submission()])
     [key] = await client.keys(f"{LOG}:key:*")
 
     expires_at_s = await client.pexpiretime(key) / 1000
-    kept = await log.trim(expires_at_s - 1)
-    trimmed = await log.trim(expires_at_s)
+    kept = await log.trim(expires_at_s - DAY_S - 1)
+    trimmed = await log.trim(expires_at_s - DAY_S)
 
     assert (kept, trimmed) == (0, 1)
 
@@ -383,6 +384,32 @@ async def test_deleting_a_record_takes_its_approval_with_it(log: FeedbackLog, cl
     await log.delete(receipt.feedback_id)
 
     assert [entry.kind for entry in await entries(client)] == ["deletion"]
+
+
+async def test_a_deletion_tells_who_sent_the_record_and_who_approved_it(log: FeedbackLog, client: Redis) -> None:
+    receipts = await log.append([submission(str(n), state="pending", by="app") for n in range(2)])
+    await log.review(receipts[0].feedback_id, "approved", by="thief")
+    for receipt in receipts:
+        await log.delete(receipt.feedback_id, by="ops")
+
+    deletions = [fields for _, fields in await client.xrange(LOG)]
+    told = [[fields[name] for name in (b"submitted_by", b"approved_by", b"by")] for fields in deletions]
+    assert told == [[b"app", b"thief", b"ops"], [b"app", b"", b"ops"]]
+
+
+async def test_a_deletion_that_the_store_breaks_off_changes_nothing(log: FeedbackLog, client: Redis) -> None:
+    """As where the idempotency key is on another node already, while a cluster moves the log."""
+    [receipt] = await log.append([submission(state="pending")])
+    [key] = await client.keys(f"{LOG}:key:*")
+    await client.delete(key)
+    await client.lpush(key, "not a string")
+
+    with pytest.raises(Unavailable):
+        await log.delete(receipt.feedback_id)
+
+    assert [entry.kind for entry in await entries(client)] == ["feedback"]
+    assert await counters(client) == await recount(client)
+    assert await client.zcard(PENDING) == 1
 
 
 async def test_deleting_a_record_leaves_a_key_that_names_another(log: FeedbackLog, client: Redis) -> None:
