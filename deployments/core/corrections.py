@@ -6,8 +6,8 @@ Every replica that answers follows the log, so a correction needs no second writ
 a late model answer or left behind on one replica. While the log's store is away the overlay goes on from memory.
 
 All times here are the store's, since the ids of its entries are: a `Follower` reads the store's clock when it connects
-and counts on from there with this machine's monotonic one, so that neither a wrong local clock nor a step of it moves
-an expiry.
+and every minute, and counts on from there with this machine's monotonic one, so that neither a wrong local clock nor a
+step of it moves an expiry. The minute is for machines that sleep, while which that one stands still.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _PAGE = 500
 _READ_PAUSE_S = 0.02
 """So long entries gather after a read: under load a round trip for each would cost more than the entry itself."""
+_CLOCK_PERIOD_S = 60.0
 _MAX_BACKOFF_S = 1.0
 _FIRST_BACKOFF_S = 0.05
 _CLOSE_PAUSE_S = 0.05
@@ -154,6 +155,7 @@ class Follower:
         self._clock = clock
         self._jitter = jitter
         self._clock_offset_s = 0.0
+        self._clock_read_at_s = 0.0
         self._overlay = self._empty_overlay()
         self._task: asyncio.Task[None] | None = None
         self.connected = False
@@ -211,6 +213,8 @@ class Follower:
             self.loaded.set()
             _logger.info("following the feedback log with %d corrections", len(self._overlay))
             while True:
+                if self._clock() - self._clock_read_at_s >= _CLOCK_PERIOD_S:
+                    await self._read_clock(store)
                 self._overlay.expire(self._now_s())
                 self._metrics.record(CORRECTIONS_HELD, len(self._overlay))
                 last_id = await self._take_next(store, last_id)
@@ -233,7 +237,8 @@ class Follower:
         async with asyncio.timeout(self._timeout_s):
             before_s = self._clock()
             store_s = seconds(await store.time())
-        self._clock_offset_s = store_s - (before_s + self._clock()) / 2
+        self._clock_read_at_s = self._clock()
+        self._clock_offset_s = store_s - (before_s + self._clock_read_at_s) / 2
 
     def _now_s(self) -> float:
         return self._clock() + self._clock_offset_s

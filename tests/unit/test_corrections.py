@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shutil
 import time
 from contextlib import aclosing, asynccontextmanager
@@ -234,8 +235,10 @@ async def test_the_start_loads_the_last_ttl_of_a_log_of_many_pages(server: Valke
 
 
 async def test_a_correction_ends_by_the_stores_clock_whatever_this_machines_says(
-    server: ValkeyServer, log: FeedbackLog
+    server: ValkeyServer, log: FeedbackLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The clock below goes on as the store's would, and is not held against it.
+    monkeypatch.setattr("deployments.core.corrections._CLOCK_PERIOD_S", math.inf)
     started_s, passed_s = time.monotonic(), 0.0
     await log.append([correction("1")])
 
@@ -252,6 +255,17 @@ async def test_a_correction_ends_by_the_stores_clock_whatever_this_machines_says
         assert at_first == near_the_end
         assert at_first is not None
         assert follower.get("text") is None
+
+
+async def test_a_correction_ends_in_time_though_this_machines_clock_stood_still(
+    server: ValkeyServer, log: FeedbackLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monotonic clock does while its machine sleeps; here it goes at a hundredth of the store's pace."""
+    monkeypatch.setattr("deployments.core.corrections._CLOCK_PERIOD_S", 0.001)
+    await log.append([correction("1")])
+    async with following(server, clock=lambda: time.monotonic() / 100, ttl_s=1.5) as follower:
+        await until(lambda: follower.held == 1, timeout_s=1)
+        await until(lambda: follower.get("text") is None and follower.held == 0)
 
 
 async def test_an_unreadable_entry_does_not_hide_the_next(
