@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from deployments.core import metrics
+from deployments.core.coalesce import Coalescer
 from deployments.core.connection import connect
 from deployments.core.errors import IntentGraphError
 from deployments.core.feedback_counts import LogStats, Tally
@@ -25,6 +26,8 @@ from deployments.runtime import RayMetrics
 TRIM_PERIOD_S = 3600.0
 TELL_PERIOD_S = 5.0
 RETRY_S = 10.0
+MAX_COUNT_CALLERS = 10_000
+"""Callers who share one count of the log: more than Serve lets through to a replica."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,9 @@ class Feedback:
             correction_ttl_s=settings.correction_ttl_s,
         )
         self._reader = FeedbackReader(self._store)
+        self._stats: Coalescer[None, LogStats] = Coalescer(
+            self._count_for, max_items=MAX_COUNT_CALLERS, max_waiting=MAX_COUNT_CALLERS
+        )
         self._limit = RateLimit(rate_per_s=settings.feedback_rate_per_s, burst=settings.feedback_burst)
         try:
             await self._store.require_durable()  # a store that is away is asked before its first acknowledgement
@@ -62,10 +68,12 @@ class Feedback:
 
     async def _keep_in_order(self) -> None:
         """Hold the counters against the log, once; hold the log at its length."""
-        if not self._recounted:
-            self._metrics.record(metrics.FEEDBACK_MISCOUNTED, len(await self._reader.recount()))
-            self._recounted = True
-        await self._log.trim(await self._store.now_s())
+        try:
+            if not self._recounted:
+                self._metrics.record(metrics.FEEDBACK_MISCOUNTED, len(await self._reader.recount()))
+                self._recounted = True
+        finally:
+            await self._log.trim(await self._store.now_s())
 
     async def _tell_pending(self) -> None:
         self._metrics.record(metrics.FEEDBACK_PENDING, await self._reader.pending())
@@ -75,8 +83,12 @@ class Feedback:
         return await append_within(self._limit, submissions, self._log.append)
 
     async def stats(self) -> LogStats:
-        """Counts over the retained log."""
-        return await self._reader.stats()
+        """Counts over the retained log. However many ask at once, one count is under way; who waits shares the next."""
+        (counted,) = await self._stats.submit([None])
+        return counted
+
+    async def _count_for(self, asked: Sequence[None]) -> list[LogStats]:
+        return [await self._reader.stats()] * len(asked)
 
     async def page(self, after: str, limit: int, state: str | None) -> Page:
         """Records in the order of the log."""
