@@ -1,8 +1,8 @@
 """How fast a caller may submit feedback: a token bucket for each.
 
 A bucket holds `burst` tokens and gets `rate_per_s` of them a second; a record takes one, and one more for each KiB of
-its text: what fills the log's store is bytes. So within any t seconds a caller gets through at most burst + rate · t
-records (Turner, New Directions in Communications, 1986).
+what it says: what fills the log's store is bytes. So within any t seconds a caller gets through at most
+burst + rate · t records (Turner, New Directions in Communications, 1986).
 """
 
 import time
@@ -71,4 +71,4 @@ async def append_within(
 
 
 def _tokens_of(submission: Submission) -> int:
-    return 1 + len(str(submission.record["text"]).encode()) // 1024
+    return 1 + sum(len(str(value).encode()) for value in submission.record.values()) // 1024

@@ -161,7 +161,7 @@ async def test_the_logs_own_errors_pass_through(clock: Clock):
     assert [each.status for each in outcomes if isinstance(each, IntentGraphError)] == [503, 429]
 
 
-async def test_long_texts_take_more_of_a_callers_rate():
+async def test_long_records_take_more_of_a_callers_rate():
     """A token for each KiB: what fills the store is bytes. A long one is let through and owed for."""
     now_s = 0.0
     limit = RateLimit(rate_per_s=1, burst=3, clock=lambda: now_s)
@@ -170,7 +170,8 @@ async def test_long_texts_take_more_of_a_callers_rate():
         return [Receipt("1-0", duplicate=False, state="recorded") for _ in submissions]
 
     def record(size: int) -> Submission:
-        return Submission({"text": "x" * size}, "", state="recorded", idempotency_key="key", by="caller")
+        record = {"text": "x" * (size // 2), "user_id": "y" * (size - size // 2)}
+        return Submission(record, "", state="recorded", idempotency_key="key", by="caller")
 
     first = await append_within(limit, [record(5 * 1024), record(1)], append)
     now_s = 3.5
