@@ -26,7 +26,10 @@ from deployments.runtime import ask, scrape_nodes
 LOOKUP_CALLS_IN_FLIGHT = 2
 """One on its way and one forming: more would carry less each, and a call costs the same whatever it carries."""
 MAX_WAITING = 100_000
-"""Look-ups and records that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
+"""Look-ups that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
+MAX_WAITING_GROUPS = 8
+"""Groups of feedback records that may wait at a replica: a second or two of what a log writes at its best. A log that
+hangs takes a group in `feedback_timeout_s`, and who is refused at once need not wait to hear it."""
 MAX_UNKEPT = 10_000
 """Fresh predictions that may wait to be kept; beyond it they are dropped, and computed again when asked for."""
 KEEP_PAUSE_S = 0.1
@@ -83,7 +86,7 @@ class HandleParts:
         self._submissions: Coalescer[Submission, Receipt | IntentGraphError] = Coalescer(
             self._append_many,
             max_items=settings.feedback_max_group,
-            max_waiting=MAX_WAITING,
+            max_waiting=MAX_WAITING_GROUPS * settings.feedback_max_group,
             size_bytes=lambda submission: RECORD_OVERHEAD_BYTES + utf8_bytes(str(submission.record["text"])),
         )
 
