@@ -27,9 +27,9 @@ LOOKUP_CALLS_IN_FLIGHT = 2
 """One on its way and one forming: more would carry less each, and a call costs the same whatever it carries."""
 MAX_WAITING = 100_000
 """Look-ups that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
-MAX_WAITING_GROUPS = 8
-"""Groups of feedback records that may wait at a replica: a second or two of what a log writes at its best. A log that
-hangs takes a group in `feedback_timeout_s`, and who is refused at once need not wait to hear it."""
+MAX_WAITING_GROUPS = 4
+"""Groups of feedback records that may wait at a replica: a second of what a log writes at its best. A log that hangs
+takes a group in `feedback_timeout_s`; who waits for it has a connection open, and HAProxy has 4,096 for all calls."""
 MAX_UNKEPT = 10_000
 """Fresh predictions that may wait to be kept; beyond it they are dropped, and computed again when asked for."""
 KEEP_PAUSE_S = 0.1
