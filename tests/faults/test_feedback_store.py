@@ -1,15 +1,20 @@
 """A feedback store that takes nothing more, while the service answers."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
+import aiohttp
 import psutil
 import pytest
 from redis import Redis
 
-from tests.service import Answer, Service, Traffic, new_text, wait_for
+from tests.service import API, RECORD, Answer, Service, Traffic, new_text, wait_for
 
 LOG = "{ig:log}"
+CALLERS = 5000
+"""More than HAProxy has connections for, which are 4,096."""
 RECOVER_S = 10
 """The supervisor waits up to 5 s before it starts a store again that does not stay up."""
 
@@ -106,3 +111,42 @@ def test_feedback_is_refused_meanwhile_none_is_lost_and_answers_go_on(
     assert (served, set(traffic.outcomes)) == ([True, True], {200})
     assert {each.json()["feedback_id"] for each in (*before, *again)} <= (found := entries(service))
     assert service.stats()["total"] == len(found) == total + len(refused_texts)
+
+
+@contextmanager
+def hung(service: Service) -> Iterator[None]:
+    """The store is there and takes connections, and does nothing more."""
+    store = service.store("feedback")
+    assert store
+    store.suspend()
+    try:
+        yield
+    finally:
+        store.resume()
+
+
+def test_a_log_that_hangs_keeps_no_connection_from_other_calls(service: Service):
+    """A few wait for it, the others hear at once that it is too much; what is acknowledged in the end is in the log."""
+
+    async def submit_one(session: aiohttp.ClientSession) -> tuple[int, str]:
+        async with session.post(f"{service.url}{API}/feedback", json=RECORD | {"text": new_text()}) as response:
+            return response.status, (await response.json()).get("feedback_id", "")
+
+    async def flood() -> tuple[list[tuple[int, str]], list[Answer]]:
+        timeout = aiohttp.ClientTimeout(total=60)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+            with hung(service):
+                calls = [asyncio.create_task(submit_one(session)) for _ in range(CALLERS)]
+                _, waiting = await asyncio.wait(calls, timeout=4)
+                assert waiting
+                answers = [await asyncio.to_thread(service.classify, new_text()) for _ in range(5)]
+                assert any(not each.done() for each in waiting)
+            return await asyncio.gather(*calls), answers
+
+    outcomes, answers = asyncio.run(flood())
+
+    statuses = Counter(status for status, _ in outcomes)
+    assert [each.status for each in answers] == [200] * 5
+    assert set(statuses) <= {201, 429, 503}, statuses
+    assert statuses[429] > CALLERS / 4, statuses
+    assert {feedback_id for status, feedback_id in outcomes if status == 201} <= entries(service)
