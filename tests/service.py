@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -150,6 +150,17 @@ class Service:
         """The process of the store `predictions` or `feedback`; None while there is none."""
         port = self.state["stores"][name].rsplit(":", 1)[1].split("/")[0]
         return next((each for each, command in self._processes("valkey-server") if port in " ".join(command)), None)
+
+    @contextlib.contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """Have a store hang: it is there, takes connections and does nothing more."""
+        store = self.store(name)
+        assert store
+        store.suspend()
+        try:
+            yield
+        finally:
+            store.resume()
 
     def replica_pids(self, deployment: str) -> set[int]:
         """The processes of a deployment's replicas."""

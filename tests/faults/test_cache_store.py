@@ -8,7 +8,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 
 import pytest
 from redis import Redis
@@ -55,15 +55,8 @@ def operator(service: Service, password: str | None = None) -> Redis:
     return Redis.from_url(service.state["stores"]["predictions"], password=password, socket_timeout=5)
 
 
-@contextmanager
-def frozen(service: Service) -> Iterator[None]:
-    store = service.store("predictions")
-    assert store
-    store.suspend()
-    try:
-        yield
-    finally:
-        store.resume()
+def frozen(service: Service) -> AbstractContextManager[None]:
+    return service.frozen("predictions")
 
 
 @contextmanager
@@ -95,7 +88,9 @@ def memory_full(service: Service) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [frozen, wrong_password, memory_full])
-def test_no_request_fails_meanwhile_and_hits_come_back(service: Service, fault: Callable[[Service], Iterator[None]]):
+def test_no_request_fails_meanwhile_and_hits_come_back(
+    service: Service, fault: Callable[[Service], AbstractContextManager[None]]
+):
     """Kept and new texts: answered, or refused with 429 where the model alone cannot carry them, and never wrong."""
     service.warm(list(KEPT))
 

@@ -115,18 +115,6 @@ def test_feedback_is_refused_meanwhile_none_is_lost_and_answers_go_on(
     assert service.stats()["total"] == len(found) == total + len(refused_texts)
 
 
-@contextmanager
-def hung(service: Service) -> Iterator[None]:
-    """The store is there and takes connections, and does nothing more."""
-    store = service.store("feedback")
-    assert store
-    store.suspend()
-    try:
-        yield
-    finally:
-        store.resume()
-
-
 def test_a_log_that_hangs_keeps_no_connection_from_other_calls(service: Service):
     """A few wait for it, the others hear at once that it is too much; what is acknowledged in the end is in the log."""
 
@@ -138,7 +126,7 @@ def test_a_log_that_hangs_keeps_no_connection_from_other_calls(service: Service)
         timeout = aiohttp.ClientTimeout(total=60)
         connector = aiohttp.TCPConnector(limit=0, force_close=True)  # whoever has an answer leaves
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            with hung(service):
+            with service.frozen("feedback"):
                 calls = [asyncio.create_task(submit_one(session)) for _ in range(CALLERS)]
                 _, waiting = await asyncio.wait(calls, timeout=4)
                 assert waiting

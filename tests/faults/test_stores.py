@@ -86,14 +86,9 @@ def test_corrections_go_on_while_the_log_is_away_and_after(service: Service):
 
 def test_a_purge_while_the_store_is_away_is_503(service: Service):
     """Look-ups are misses meanwhile; an operator's explicit act is told that it was not done."""
-    store = service.store("predictions")
-    assert store
-    store.suspend()
-    try:
+    with service.frozen("predictions"):
         away = service.purge({"all": True})
         meanwhile = service.classify(f"{uuid.uuid4()}")
-    finally:
-        store.resume()
 
     assert (away.status, away.json()["type"], away.headers["Retry-After"]) == (503, "unavailable", "1")
     assert (meanwhile.status, meanwhile.headers["X-Cache"]) == (200, "miss")
@@ -102,14 +97,9 @@ def test_a_purge_while_the_store_is_away_is_503(service: Service):
 
 def test_health_names_the_part_that_is_away_and_stays_200(service: Service):
     """Degraded, not unavailable: the model can still answer."""
-    store = service.store("predictions")
-    assert store
-    store.suspend()
-    try:
+    with service.frozen("predictions"):
         ready = service.get("/health/ready")
         status = service.intents("status")
-    finally:
-        store.resume()
 
     assert (ready.status, ready.json()["status"]) == (200, "degraded")
     assert ready.json()["parts"]["cache"] != "ok"
