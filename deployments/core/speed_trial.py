@@ -19,6 +19,7 @@ import numpy as np
 
 from deployments.core.artifact import Artifact
 from deployments.core.onnx_export import FORMAT, LIBRARIES, cache_folder, replacing, run_apart
+from deployments.core.onnx_runtime import SLOWER_FUSIONS
 from deployments.core.runtimes import AUTOMATIC, load_way
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def pass_times(artifact: Artifact, *, threads: int | None) -> dict[str, float]:
     conditions = (
         FORMAT,
         SCORING,
+        SLOWER_FUSIONS,
         artifact.encoder.sha256,
         threads,
         sorted(processor_flags()),
