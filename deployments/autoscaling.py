@@ -3,8 +3,9 @@
 Serve's own policy counts calls. Here a call carries many texts and an ingress keeps a handful in flight, so calls
 understate a queue without end. This one goes by what each replica tells of itself (`Model.record_autoscaling_stats`):
 
-    more     a text would wait longer than `target_delay_ms`
-    fewer    nobody waits, and the replicas left would be busy for at most `max_busy_share` of the time
+    more     what waits at a replica, all of it, would take longer than `target_delay_ms`
+    fewer    it would take half of that at most, and the replicas left would be busy for at most `max_busy_share` of the
+             time
     as many  in between, and where some replica has told nothing lately and the others do not need help
 
 Between the two bounds lies what keeps it from flapping: a replica that was added because texts waited is busy.

@@ -23,6 +23,11 @@ from deployments.runtime import RayMetrics
 
 logger = logging.getLogger(__name__)
 
+SUSPECT_BATCHES = 3
+"""Batches in a row without a single answer after which the model is tried with a text known to be fine."""
+ENDLESS_REQUESTS = 2
+"""A batch that runs for so many times what a request may take will not end; nobody waits for it any more."""
+
 
 class Model:
     """Serve shell around `Classifier` and `Batcher`. Ready only after a first forward pass."""
@@ -32,6 +37,8 @@ class Model:
         artifact = Artifact.load(settings.artifact_folder)
         # Threads of their own: in throughput mode user code shares the loop that answers health checks.
         tokeniser, worker = ThreadPoolExecutor(1, "tokeniser"), ThreadPoolExecutor(1, "forward")
+        self._worker = worker
+        self._endless_s = ENDLESS_REQUESTS * settings.request_timeout_s
         loop = asyncio.get_running_loop()
         self._classifier, cost = await loop.run_in_executor(worker, _load, artifact, settings, _threads())
         recorder = RayMetrics()
@@ -70,6 +77,21 @@ class Model:
             QUEUE_DELAY_MS: 1000 * self._batcher.queue_delay_s,
             BUSY_SHARE: self._batcher.take_busy_share(),
         }
+
+    async def check_health(self) -> None:
+        """Asked by Serve every `health_check_period_s`; a replica that fails it three times in a row is replaced.
+
+        A GPU that failed once fails for ever after in the same process. But texts at which a sound model raises are
+        their callers' affair, so it is tried before it is blamed.
+
+        Raises:
+            RuntimeError: a batch does not end.
+            Exception: what the forward pass raises at a text that it answered when the replica started.
+        """
+        if self._batcher.running_s > self._endless_s:
+            raise RuntimeError(f"a batch has been running for {self._batcher.running_s:.0f} s")
+        if self._batcher.failed_in_a_row >= SUSPECT_BATCHES:
+            await asyncio.get_running_loop().run_in_executor(self._worker, self._classifier.try_out)
 
     async def ping(self) -> bool:
         """A sign of life."""

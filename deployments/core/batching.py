@@ -96,6 +96,8 @@ class Batcher(Generic[T, P, R]):
         self._clock = clock
         self._worker: asyncio.Task[None] | None = None
         self._busy = BusyShare(clock)
+        self._running_since_s: float | None = None
+        self._failed_in_a_row = 0
 
     @property
     def waiting_texts(self) -> int:
@@ -111,6 +113,16 @@ class Batcher(Generic[T, P, R]):
     def queue_delay_s(self) -> float:
         """Expected time until the running batch and all that waits are served, in seconds; 0 before the first batch."""
         return self._scheduler.delay_s(self._clock())
+
+    @property
+    def running_s(self) -> float:
+        """How long the batch under way has been running, in seconds; 0 when none is."""
+        return 0.0 if self._running_since_s is None else self._clock() - self._running_since_s
+
+    @property
+    def failed_in_a_row(self) -> int:
+        """Batches in which no text was answered, since the last one in which some were."""
+        return self._failed_in_a_row
 
     def take_busy_share(self) -> float:
         """The share of the time since it was last taken, 0 to 1, in which texts waited or were run."""
@@ -215,14 +227,18 @@ class Batcher(Generic[T, P, R]):
     async def _answer(self, batch: list[Ticket["_Call[R]", P]]) -> None:
         """Run one batch and settle each of its texts, whatever happens."""
         outcomes: Sequence[R | IntentGraphError] = [Unavailable("the batch was interrupted; retry")] * len(batch)
-        started_s = self._clock()
+        self._running_since_s = started_s = self._clock()
         try:
             self._show_queue()
             outcomes = await self._forward.outcomes([ticket.item for ticket in batch])
         finally:
+            self._running_since_s = None
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 ticket.call.settle(ticket.index, outcome)
-        self._record(batch, started_s, busy_s=self._clock() - started_s)
+        answered = any(not isinstance(outcome, IntentGraphError) for outcome in outcomes)
+        self._failed_in_a_row = 0 if answered else self._failed_in_a_row + 1
+        if not all(isinstance(outcome, Unavailable) for outcome in outcomes):  # then no pass was run
+            self._record(batch, started_s, busy_s=self._clock() - started_s)
 
     def _record(self, batch: list[Ticket["_Call[R]", P]], started_s: float, busy_s: float) -> None:
         """Measure an answered batch."""

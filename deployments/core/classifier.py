@@ -155,12 +155,20 @@ class Classifier:
 
         The cost of a pass is taken as linear in its tokens; what a pass of one text takes beyond that is overhead.
         """
-        (tokens,) = self._tokeniser([" ".join(["warm"] * (WARM_UP_TOKENS - 2))])
+        tokens = self._warm_up_tokens()
         one_s, many_s = self._passes_s([tokens], [tokens] * WARM_UP_BATCH)
         length = len(tokens.ids)
         token_s = max(many_s - one_s, 0.1 * many_s) / (length * (WARM_UP_BATCH - 1))
         overhead = max(MIN_OVERHEAD_TOKENS, round(one_s / token_s) - length)
         return PassCost(length * WARM_UP_BATCH / many_s, overhead)
+
+    def try_out(self) -> None:
+        """Classify a text that is known to be fine. Raises what the forward pass raises."""
+        self.forward([self._warm_up_tokens()])
+
+    def _warm_up_tokens(self) -> Tokens:
+        (tokens,) = self._tokeniser([" ".join(["warm"] * (WARM_UP_TOKENS - 2))])
+        return tokens
 
     def _passes_s(self, *batches: Sequence[Tokens]) -> list[float]:
         """Seconds of each batch's forward pass: the best of some, since whatever disturbs one makes it longer.

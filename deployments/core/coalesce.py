@@ -8,7 +8,7 @@ places were taken.
 
 import asyncio
 import contextvars
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -17,7 +17,7 @@ from deployments.core.errors import Overloaded, Unavailable
 T = TypeVar("T")
 R = TypeVar("R")
 
-_Waiting = tuple[T, asyncio.Future[R]]
+_Waiting = tuple[asyncio.Future[R], T]
 
 
 class Coalescer(Generic[T, R]):
@@ -51,7 +51,7 @@ class Coalescer(Generic[T, R]):
         self._max_in_flight = max_in_flight
         self._size_bytes = size_bytes
         self._max_bytes = max_bytes
-        self._waiting: deque[_Waiting[T, R]] = deque()
+        self._waiting: OrderedDict[asyncio.Future[R], T] = OrderedDict()  # who leaves takes up no room
         self._calls: set[asyncio.Task[None]] = set()
 
     async def submit(self, items: Sequence[T]) -> list[R]:
@@ -64,7 +64,7 @@ class Coalescer(Generic[T, R]):
         self._require_room(len(items))
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
-        self._waiting.extend(zip(items, futures, strict=True))
+        self._waiting.update(zip(futures, items, strict=True))
         loop.call_soon(self._dispatch)
         try:
             # Nearly every call is for one item, and gathering one takes 20 µs.
@@ -72,6 +72,7 @@ class Coalescer(Generic[T, R]):
         finally:
             for future in futures:
                 future.cancel()
+                self._waiting.pop(future, None)
 
     def _require_room(self, items: int) -> None:
         if self._waiting and len(self._waiting) + items > self._max_waiting:
@@ -87,33 +88,33 @@ class Coalescer(Generic[T, R]):
                 call = asyncio.create_task(self._deliver(group), context=contextvars.Context())
                 self._calls.add(call)
                 call.add_done_callback(self._call_ended)
-                _cancel_when_nobody_waits(call, [future for _, future in group])
+                _cancel_when_nobody_waits(call, [future for future, _ in group])
 
-    def _next_group(self) -> list[_Waiting[T, R]]:
-        group: list[_Waiting[T, R]] = []
+    def _next_group(self) -> list[_Waiting[R, T]]:
+        group: list[_Waiting[R, T]] = []
         size_bytes = 0
         while self._waiting and len(group) < self._max_items:
-            item, future = self._waiting[0]
+            future, item = next(iter(self._waiting.items()))
             if not future.done():
                 size_bytes += self._size_bytes(item)
                 if group and size_bytes > self._max_bytes:
                     break
-                group.append((item, future))
-            self._waiting.popleft()
+                group.append((future, item))
+            self._waiting.popitem(last=False)
         return group
 
-    async def _deliver(self, group: list[_Waiting[T, R]]) -> None:
+    async def _deliver(self, group: list[_Waiting[R, T]]) -> None:
         try:
-            results = await self._send([item for item, _ in group])
+            results = await self._send([item for _, item in group])
             if len(results) != len(group):  # shifted, callers would get each other's answers
                 raise ValueError(f"{len(results)} results for {len(group)} items")  # noqa: TRY301 — told like any other
-            for (_, future), result in zip(group, results, strict=True):
+            for (future, _), result in zip(group, results, strict=True):
                 if not future.done():
                     future.set_result(result)
         except BaseException as error:
             # Whatever ends the call must reach those who wait for it; a cancelled call is a part that went away.
             failure = error if isinstance(error, Exception) else Unavailable("the call was cancelled")
-            for _, future in group:
+            for future, _ in group:
                 if not future.done():
                     future.set_exception(failure)
             if not isinstance(error, Exception):

@@ -51,7 +51,7 @@ class RequestLanes(Generic[R]):
         max_requests: Most small requests of a call.
         max_waiting: Most requests of a lane that wait for a call; beyond it `Overloaded`.
         max_in_flight: Calls of a lane under way at once.
-        metrics: Where the texts of throttled requests are counted.
+        metrics: Where the texts of requests refused here are counted.
         throttle: Makes what each lane is throttled by.
     """
 
@@ -93,7 +93,11 @@ class RequestLanes(Generic[R]):
         except Overloaded:
             self._metrics.record(DROPPED, len(texts), reason="throttled")
             raise
-        (outcomes,) = await lane.calls.submit([Request(texts, leaves_s)])
+        try:
+            (outcomes,) = await lane.calls.submit([Request(texts, leaves_s)])
+        except Overloaded:
+            self._metrics.record(DROPPED, len(texts), reason="rejected")
+            raise
         lane.learn(outcomes)
         return list(outcomes)
 

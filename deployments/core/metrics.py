@@ -119,7 +119,13 @@ PADDING_SHARE = Metric(
 QUEUE_WAIT = Metric(
     "intent_model_queue_wait_seconds", "histogram", "Time a text waited for its batch.", (), LATENCY_BUCKETS_S
 )
-FORWARD_TIME = Metric("intent_model_forward_seconds", "histogram", "Time of one forward pass.", (), LATENCY_BUCKETS_S)
+FORWARD_TIME = Metric(
+    "intent_model_forward_seconds",
+    "histogram",
+    "Time of one batch's forward pass, with the repeats that find a failing text.",
+    (),
+    LATENCY_BUCKETS_S,
+)
 QUEUE_TOKENS = Metric("intent_model_queue_tokens", "gauge", "Tokens waiting for a batch.")
 DROPPED = Metric(
     "intent_model_dropped_total",

@@ -54,7 +54,8 @@ class SingleFlight(Generic[K, A, R]):
         """The value of each key, computed from its argument by this call or by one under way.
 
         A failure is shared by all who wait for it, save that those who only joined try once more when it is
-        `Unavailable`: its cause, such as a model replica that died, may have been that call's alone.
+        `Unavailable`, raised or as a value: its cause, such as a model replica that died or the time of who began it,
+        may have been that call's alone.
 
         Raises:
             Exception: what `compute` raised.
@@ -65,11 +66,18 @@ class SingleFlight(Generic[K, A, R]):
         if joined := sum(id(flight) not in begun_here for flight in flights.values()):
             self._joined(joined)
         try:
-            return await self._land(flights)
+            found = await self._land(flights)
         except Unavailable:
             if not joined:
                 raise
             return await self._land(self._take_off(arguments, leaves_s))
+        if again := {
+            key: arguments[key]
+            for key, value in found.items()
+            if isinstance(value, Unavailable) and id(flights[key]) not in begun_here
+        }:
+            found |= await self._land(self._take_off(again, leaves_s))
+        return found
 
     def _take_off(self, arguments: Mapping[K, A], leaves_s: float) -> dict[K, _Flight[K, R]]:
         """Find a flight for each key, or begin one for all that have none."""
@@ -115,7 +123,11 @@ class SingleFlight(Generic[K, A, R]):
 
     def _ended(self, flight: _Flight[K, R]) -> None:
         # Asking for the exception also marks it seen, for when everybody has left.
-        if flight.call.cancelled() or flight.call.exception():
+        if (
+            flight.call.cancelled()
+            or flight.call.exception()
+            or any(isinstance(value, Unavailable) for value in flight.call.result())
+        ):
             self._forget(flight)
 
     def _forget(self, flight: _Flight[K, R]) -> None:

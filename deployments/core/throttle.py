@@ -40,7 +40,7 @@ class Throttle:
         self._random_share = random_share
         self._share = MOST_SHARE
         self._since_s = clock()
-        self._refusal = Overloaded()
+        self._words, self._retry_after_s = "", 1.0
 
     @property
     def share(self) -> float:
@@ -54,7 +54,7 @@ class Throttle:
             Overloaded: (429) the words and the time of the latest refusal.
         """
         if self._random_share() >= self.share:
-            raise Overloaded(self._refusal.detail, retry_after_s=self._refusal.retry_after_s)
+            raise Overloaded(self._words, retry_after_s=self._retry_after_s)
 
     def accepted(self) -> None:
         """Learn that a request was accepted."""
@@ -62,7 +62,8 @@ class Throttle:
 
     def refused(self, refusal: Overloaded) -> None:
         """Learn that a request was refused."""
-        self._refusal = refusal
+        # Not the refusal itself: once raised, its stack would hold a request and its texts until the next one.
+        self._words, self._retry_after_s = refusal.detail, refusal.retry_after_s
         self._set(self._share_now() * LOWER)
 
     def _share_now(self) -> float:

@@ -634,3 +634,42 @@ async def test_on_real_threads():
     assert [kinds(call) for call in outcomes] == [
         [Internal if i == 13 else f"TEXT {i}", f"MORE {i}"] for i in range(300)
     ]
+
+
+async def test_batches_without_an_answer_are_counted_until_one_has_some():
+    """They tell a model that answers nothing any more from one that a text makes fail."""
+    model = Model(poison=["bad"])
+    batcher = batcher_of(model)
+    for _ in range(3):
+        await batcher.submit(["bad"], timeout_s=60)
+    assert batcher.failed_in_a_row == 3
+
+    await batcher.submit(["bad", "good"], timeout_s=60)
+    assert batcher.failed_in_a_row == 0
+
+
+async def test_a_batch_tells_how_long_it_has_been_running():
+    """And that none is, before and after it."""
+    forward, clock = Held(), Clock()
+    batcher = batcher_of(Model(), run_executor=forward, clock=clock)
+    assert batcher.running_s == 0
+
+    clock.now_s = 5.0
+    call = submit(batcher, "a")
+    await until(lambda: forward.jobs)
+    clock.now_s = 7.0
+    assert batcher.running_s == 2
+    await forward.run_next()
+    await call
+    assert batcher.running_s == 0
+
+
+async def test_a_pass_that_was_not_run_is_no_measurement():
+    """An executor that takes no work does so at once: taken for a pass, it would promise a speed nobody has."""
+    worker, records = ThreadPoolExecutor(1), Records()
+    worker.shutdown()
+
+    outcomes = await batcher_of(Model(), run_executor=worker, metrics=records).submit(["a"], timeout_s=60)
+
+    assert kinds(outcomes) == [Unavailable]
+    assert records.of("forward_seconds") == records.of("batch_size") == []

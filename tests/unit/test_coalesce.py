@@ -181,3 +181,21 @@ async def test_a_call_runs_in_nobodys_context():
     await Coalescer(send, max_items=1, max_waiting=100).submit([1, 2])
 
     assert seen == ["nobody's", "nobody's"]
+
+
+async def test_who_has_left_takes_up_no_room():
+    """What waited and was cancelled makes place for others, though no call has ended since."""
+    wire = Wire()
+    coalescer = Coalescer(wire.send, max_items=10, max_waiting=2)
+    first, *leavers = await submit_all(coalescer, [1], [2], [3])
+    with pytest.raises(Overloaded):
+        await coalescer.submit([4])
+    for leaver in leavers:
+        leaver.cancel()
+    await asyncio.wait(leavers)
+    (comer,) = await submit_all(coalescer, [5, 6])
+    wire.release.set()
+
+    assert await first == [10]
+    assert await comer == [50, 60]
+    assert wire.calls == [[1], [5, 6]]

@@ -163,3 +163,21 @@ async def test_what_the_model_keeps_refusing_is_refused_before_it_is_sent():
     assert recorder.counted == [("intent_model_dropped_total", len(LARGE), {"reason": "throttled"})]
     assert await lane.submit(["small"], timeout_s=60) == ["answer"]
     assert sent[sent_large:] == [1]
+
+
+async def test_what_a_full_lane_refuses_is_counted():
+    """As rejected, text by text."""
+    wire, recorder = Wire(), Recorder()
+    release = wire.hold("first")
+    lane: RequestLanes[str] = RequestLanes(wire.send, max_requests=10, max_waiting=1, max_in_flight=1, metrics=recorder)
+    calls = [submit(lane, "first")]
+    await turns()
+    calls.append(submit(lane, "second"))
+    await turns()
+
+    with pytest.raises(Overloaded):
+        await lane.submit(["a", "b"], timeout_s=60)
+
+    assert recorder.counted == [("intent_model_dropped_total", 2, {"reason": "rejected"})]
+    release.set()
+    assert await asyncio.gather(*calls) == [["FIRST"], ["SECOND"]]

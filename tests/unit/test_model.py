@@ -1,5 +1,7 @@
 """What a model replica makes of the resources that Serve gave it."""
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -20,3 +22,38 @@ def test_a_replica_uses_what_was_reserved_for_it(
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
 
     assert (model._assigned_place(), model._threads()) == (place, threads)
+
+
+def checked(*, failed_in_a_row: int = 0, running_s: float = 0.0, error: Exception | None = None) -> int:
+    """Check the health of a replica whose batcher tells so and whose model raises `error`; how often it was tried."""
+    tried = 0
+
+    def try_out() -> None:
+        nonlocal tried
+        tried += 1
+        if error:
+            raise error
+
+    replica = object.__new__(model.Model)
+    replica._batcher = SimpleNamespace(failed_in_a_row=failed_in_a_row, running_s=running_s)
+    replica._endless_s = 60.0
+    replica._classifier = SimpleNamespace(try_out=try_out)
+    with ThreadPoolExecutor(1) as worker:
+        replica._worker = worker
+        asyncio.run(replica.check_health())
+    return tried
+
+
+def test_a_model_that_answers_nothing_is_tried_and_then_ill():
+    """What failed may have been the texts: only a text that is known to be fine tells."""
+    assert checked(failed_in_a_row=model.SUSPECT_BATCHES - 1, error=ValueError("device")) == 0
+    assert checked(failed_in_a_row=model.SUSPECT_BATCHES) == 1
+    with pytest.raises(ValueError, match="device"):
+        checked(failed_in_a_row=model.SUSPECT_BATCHES, error=ValueError("device"))
+
+
+def test_a_batch_without_end_is_ill():
+    """It holds the only thread that could try the model."""
+    assert checked(running_s=60) == 0
+    with pytest.raises(RuntimeError, match="running for 61 s"):
+        checked(running_s=61)

@@ -165,3 +165,25 @@ async def test_a_failure_that_nobody_stayed_for_is_no_noise(caplog: pytest.LogCa
     await asyncio.sleep(0)
 
     assert not caplog.records
+
+
+async def test_who_only_joined_asks_again_for_what_was_unavailable():
+    """Also where that comes as a value, as for one text of several; who began it is told."""
+    calls: list[list[str]] = []
+    release = asyncio.Event()
+
+    async def compute(texts: Sequence[str], _timeout_s: float) -> list[str | Unavailable]:
+        calls.append(list(texts))
+        await release.wait()
+        return [Unavailable("late") if len(calls) == 1 and text == "b" else text.upper() for text in texts]
+
+    flights: SingleFlight[str, str, str | Unavailable] = SingleFlight(compute)
+    began = asyncio.create_task(flights.get({"a": "a", "b": "b"}, 10))
+    await asyncio.sleep(0)
+    joined = [asyncio.create_task(flights.get({"a": "a", "b": "b"}, 10)) for _ in range(2)]
+    await asyncio.sleep(0)
+    release.set()
+
+    assert await asyncio.gather(*joined) == [{"a": "A", "b": "B"}] * 2
+    assert isinstance((await began)["b"], Unavailable)
+    assert calls == [["a", "b"], ["b"]]

@@ -1,7 +1,9 @@
 """The share let through follows what becomes of those who were."""
 
+import gc
 import heapq
 import random
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -154,3 +156,18 @@ def test_what_was_long_ago_holds_nobody_back():
     now_s = 2 * FORGETS_IN_S
     assert throttle.share == 1
     throttle.enter()
+
+
+def test_a_refusal_is_not_kept():
+    """Its words and time are: raised, its stack holds the request that met it, texts and all."""
+    refusal = Overloaded("full", retry_after_s=7.0)
+    gone = weakref.ref(refusal)
+    throttle = Throttle(random_share=lambda: 2.0)
+    throttle.refused(refusal)
+    del refusal
+    gc.collect()
+
+    assert gone() is None
+    with pytest.raises(Overloaded, match="full") as held_back:
+        throttle.enter()
+    assert held_back.value.retry_after_s == 7

@@ -1,0 +1,89 @@
+"""Calls to other deployments: made once more where a replica died, and told in the service's own terms."""
+
+import asyncio
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
+
+from deployments import runtime
+from deployments.core.errors import IntentGraphError, Internal, Overloaded, Unavailable
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime, "RETRY_PAUSE_S", 0)
+
+
+class Part:
+    """Meets each of `errors` in turn and answers after them; counts its calls."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.calls = 0
+        self._errors = list(errors)
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        if self._errors:
+            raise self._errors.pop(0)
+        return "answer"
+
+
+async def test_a_call_that_met_a_dying_replica_is_made_once_more():
+    """The other replica answers, or the next one."""
+    part = Part(RayActorError())
+
+    assert await runtime.ask(part, "model", 1) == "answer"
+    assert part.calls == 2
+
+
+async def test_it_is_not_made_a_third_time():
+    """Then the part is away."""
+    part = Part(RayActorError(), RayActorError())
+
+    with pytest.raises(Unavailable, match="model is away"):
+        await runtime.ask(part, "model", 1)
+    assert part.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (Overloaded("full"), Overloaded),
+        (RayServeException("no such deployment"), Unavailable),
+        (asyncio.CancelledError(), Unavailable),
+        (ZeroDivisionError(), Internal),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, BaseException) else each.__name__,
+)
+async def test_nothing_else_is_asked_twice(raised: BaseException, told: type[IntentGraphError]):
+    """Our own errors cross as they are; a call that its part gave up is not the caller's own end."""
+    part = Part(raised)
+
+    with pytest.raises(told):
+        await runtime.ask(part, "model", 1)
+    assert part.calls == 1
+
+
+async def test_a_call_ends_with_its_time():
+    """However often it was made."""
+
+    async def hangs() -> None:
+        await asyncio.sleep(60)
+
+    with pytest.raises(Unavailable, match=r"within 0\.01 s"):
+        await runtime.ask(hangs, "model", 0.01)
+
+
+async def test_who_is_cancelled_stays_cancelled():
+    """A caller that leaves is no part that is away."""
+
+    async def hangs() -> None:
+        await asyncio.sleep(60)
+
+    caller = asyncio.create_task(runtime.ask(hangs, "model", 60))
+    await asyncio.sleep(0)
+    caller.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await caller
