@@ -1,4 +1,4 @@
-"""A model that is killed, and a text at which it raises, while others are being answered."""
+"""A model that is killed, one that fails for good, and a text at which it raises, while others are being answered."""
 
 import os
 import signal
@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 
+from tests.faults.broken import BREAKING
 from tests.faults.poison import POISON, poisoned_artifact
 from tests.graph.rollout import deploy, serve, shipped
-from tests.service import Service, Traffic, request, wait_for
+from tests.service import ROOT, Service, Traffic, request, wait_for
 
 CALLERS = 8
 
@@ -62,3 +63,31 @@ def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path
     assert problem.json()["type"] == "internal"
     assert POISON not in problem.body.decode()
     assert service.metric("intent_model_dropped_total", reason="failed") == failed + 8
+
+
+def test_a_model_that_fails_for_good_is_replaced(service: Service):
+    """Its process lives and answers everything with a 500: the health check finds it out, and Serve starts another."""
+    config = shipped(service)
+    broken = deepcopy(config)
+    (application,) = deepcopy(config["applications"])
+    application |= {"name": "broken", "route_prefix": "/broken", "import_path": "tests.faults.broken:build"}
+    application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    for deployment in application["deployments"]:
+        deployment.pop("autoscaling_config", None)
+        deployment["num_replicas"] = 1
+    broken["applications"].append(application)
+    url = f"{service.url}/broken"
+
+    deploy(service, broken)
+    try:
+        wait_for(lambda: request(f"{url}/health/ready").status == 200, 60, lambda: serve(service, "status"))
+        assert service.classify("sound", url=url).status == 200
+        assert service.classify(BREAKING, url=url).status == 500
+        assert service.classify("not sound any more", url=url).status == 500
+        wait_for(
+            lambda: service.classify(f"What is {uuid.uuid4()}?", url=url).status == 200,
+            60,
+            lambda: "it is not replaced",
+        )
+    finally:
+        deploy(service, config)

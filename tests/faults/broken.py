@@ -1,0 +1,38 @@
+"""The graph with a model that one text breaks for good, as a GPU that failed once fails for ever after."""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ray.serve import Application
+
+from deployments import graph
+from deployments.core.settings import Settings
+from deployments.model import Model
+
+BREAKING = "break the device"
+
+
+class Dead:
+    """A runtime whose every pass raises."""
+
+    name = "dead"
+
+    def __call__(self, *_: Any) -> NoReturn:
+        raise RuntimeError("device-side assert triggered")
+
+
+class Breakable(Model):
+    """The model, until it is asked about `BREAKING`."""
+
+    async def predict(self, requests: Sequence[tuple[Sequence[str], float]]) -> list[list[Any]]:
+        """See `Model`."""
+        if any(BREAKING in texts for texts, _ in requests):
+            self._classifier.runtime = Dead()
+        return await super().predict(requests)
+
+
+def build(settings: Settings) -> Application:
+    """The application, as `deployments.graph` builds it."""
+    Breakable.__name__ = "Model"  # Serve names a deployment by it
+    graph.Model = Breakable  # type: ignore[misc]
+    return graph.build(settings)
