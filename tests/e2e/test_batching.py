@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.service import Service
 
 
@@ -20,7 +22,7 @@ def test_batches_grow_with_the_callers(service: Service, tmp_path: Path):
     lone, eight = found["levels"]
     assert result.returncode == ("FAILS" in result.stdout or "INVALID" in result.stdout), result.stderr
     assert found["bare"]["runtime"] in ("onnx fp32", "torch fp32")
-    assert lone["mean_batch"] == 1
+    assert lone["mean_batch"] == pytest.approx(1, abs=0.05)  # Ray may report between a text's count and its batch's
     assert 1 < eight["mean_batch"] <= 8
     assert eight["answered_per_s"] > lone["answered_per_s"] > 1
     assert "holds: the mean batch grows with load" in result.stdout
