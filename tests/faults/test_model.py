@@ -3,9 +3,12 @@
 import os
 import signal
 import uuid
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from tests.faults.broken import BREAKING
 from tests.faults.poison import POISON, poisoned_artifact
@@ -31,21 +34,9 @@ def test_killing_the_model_in_mid_batch_fails_no_request(service: Service):
 
 def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path: Path):
     """Beside it, in the same passes, others are answered; it is a 500 without a word of why, counted as failed."""
-    config = shipped(service)
-    poisoned = deepcopy(config)
-    (application,) = deepcopy(config["applications"])
-    application |= {"name": "poisoned", "route_prefix": "/poisoned"}
-    application["args"]["model_artifact"] = str(poisoned_artifact(tmp_path))
-    application["args"]["max_queue_ms"] = 10_000  # looking for the text at fault slows its neighbours; none is refused
-    for deployment in application["deployments"]:
-        deployment.pop("autoscaling_config", None)
-        deployment["num_replicas"] = 1
-    poisoned["applications"].append(application)
-    url = f"{service.url}/poisoned"
-
-    deploy(service, poisoned)
-    try:
-        wait_for(lambda: request(f"{url}/health/ready").status == 200, 60, lambda: serve(service, "status"))
+    # Looking for the text at fault slows its neighbours; none is to be refused.
+    args = {"model_artifact": str(poisoned_artifact(tmp_path)), "max_queue_ms": 10_000}
+    with second_application(service, "poisoned", args=args) as url:
         failed = service.metric("intent_model_dropped_total", reason="failed")
         texts = [f"What is {POISON if n % 8 == 3 else 'sugar'} {uuid.uuid4()}?" for n in range(64)]
         with ThreadPoolExecutor(16) as callers:
@@ -55,8 +46,6 @@ def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path
             5,
             lambda: "failures are not counted",
         )
-    finally:
-        deploy(service, config)
 
     assert [answer.status for answer in answers] == [500 if POISON in text else 200 for text in texts]
     problem = next(answer for answer in answers if answer.status == 500)
@@ -67,20 +56,8 @@ def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path
 
 def test_a_model_that_fails_for_good_is_replaced(service: Service):
     """Its process lives and answers everything with a 500: the health check finds it out, and Serve starts another."""
-    config = shipped(service)
-    broken = deepcopy(config)
-    (application,) = deepcopy(config["applications"])
-    application |= {"name": "broken", "route_prefix": "/broken", "import_path": "tests.faults.broken:build"}
-    application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-    for deployment in application["deployments"]:
-        deployment.pop("autoscaling_config", None)
-        deployment["num_replicas"] = 1
-    broken["applications"].append(application)
-    url = f"{service.url}/broken"
-
-    deploy(service, broken)
-    try:
-        wait_for(lambda: request(f"{url}/health/ready").status == 200, 60, lambda: serve(service, "status"))
+    changes = {"import_path": "tests.faults.broken:build", "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
+    with second_application(service, "broken", **changes) as url:
         assert service.classify("sound", url=url).status == 200
         assert service.classify(BREAKING, url=url).status == 500
         assert service.classify("not sound any more", url=url).status == 500
@@ -89,5 +66,25 @@ def test_a_model_that_fails_for_good_is_replaced(service: Service):
             60,
             lambda: "it is not replaced",
         )
+
+
+@contextmanager
+def second_application(service: Service, name: str, *, args: Mapping[str, Any] = {}, **changes: Any) -> Iterator[str]:
+    """The URL of an application beside the shipped one, with one replica of each deployment; gone at the end."""
+    config = shipped(service)
+    both = deepcopy(config)
+    (application,) = deepcopy(config["applications"])
+    application |= {"name": name, "route_prefix": f"/{name}"} | changes
+    application["args"] |= args
+    for deployment in application["deployments"]:
+        deployment.pop("autoscaling_config", None)
+        deployment["num_replicas"] = 1
+    both["applications"].append(application)
+    url = f"{service.url}/{name}"
+
+    deploy(service, both)
+    try:
+        wait_for(lambda: request(f"{url}/health/ready").status == 200, 60, lambda: serve(service, "status"))
+        yield url
     finally:
         deploy(service, config)
