@@ -3,16 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 from deployments.core.errors import Unavailable
-from deployments.core.prediction import Prediction
+from deployments.core.prediction import Prediction, predictions_to_json
 from deployments.core.prediction_cache import PredictionCache
 from deployments.core.prediction_store import open_store
+from deployments.core.rpc import Address, RpcServer
 from deployments.core.settings import Settings
 from deployments.logs import configure_logging
-from deployments.runtime import RayMetrics
+from deployments.runtime import RayMetrics, host_for_replicas
 
 
 class Cache:
-    """Serve shell around `PredictionCache`; each call carries what gathered at an ingress replica."""
+    """Serve shell around `PredictionCache`; each call carries what gathered at an ingress replica.
+
+    Look-ups come over a port of the replica's own, see `core.rpc`, and by handle where there is none.
+    """
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Serve awaits it
         configure_logging(settings.log_level)
@@ -24,6 +28,15 @@ class Cache:
             recorder=RayMetrics(),
         )
         await self._cache.ping()  # connects, so that the first look-up need not
+        host = host_for_replicas()
+        self._address = await RpcServer(self._look_up).start(host) if host else None
+
+    async def address(self) -> Address | None:
+        """Where this replica takes look-ups; None where it takes them by handle alone."""
+        return self._address
+
+    async def _look_up(self, request: bytes) -> bytes:
+        return predictions_to_json(await self.get_many(request.decode().split("\n")))
 
     async def get_many(self, keys: Sequence[str]) -> list[Prediction | None]:
         """The prediction of each key, in order; None for a miss.

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeVar
 from ray.serve.handle import DeploymentHandle
 
 from deployments.core import metrics
-from deployments.core.circuit_breaker import CircuitBreaker
 from deployments.core.coalesce import Coalescer
 from deployments.core.contract import HealthResponse
 from deployments.core.corrections import Correction, Follower
@@ -21,12 +20,9 @@ from deployments.core.lanes import Request, RequestLanes, utf8_bytes
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
 from deployments.core.write_behind import WriteBehind
+from deployments.lookups import Lookups
 from deployments.runtime import ask, scrape_nodes
 
-LOOKUP_CALLS_IN_FLIGHT = 2
-"""One on its way and one forming: more would carry less each, and a call costs the same whatever it carries."""
-MAX_WAITING = 100_000
-"""Look-ups that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
 MAX_WAITING_GROUPS = 4
 """Groups of feedback records that may wait at a replica: a second of what a log writes at its best. A log that hangs
 takes a group in `feedback_timeout_s`; who waits for it has a connection open, and HAProxy has 4,096 for all calls."""
@@ -37,9 +33,6 @@ KEEP_PAUSE_S = 0.1
 RECORD_OVERHEAD_BYTES = 2048
 """What a feedback record has beside its text, at most: labels, user, keys."""
 PROBE_TIMEOUT_S = 1.0
-MAX_LOOKUP_FAILURES = 3
-"""Look-up calls in a row that fail before the cache deployment is left alone: two are under way at once, and a replica
-that dies or a machine that is held up for a moment fails both."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +56,9 @@ class HandleParts:
         self._follower = follower
         self._metrics = recorder
         self._cache = cache
-        self._cache_get_many = cache.get_many  # a new handle each time it is named, so name it once
         self._model = model
         self._feedback = feedback
-        self._lookups: Coalescer[str, Prediction | None] = Coalescer(
-            self._get_many,
-            max_items=settings.cache_max_group,
-            max_waiting=MAX_WAITING,
-            max_in_flight=LOOKUP_CALLS_IN_FLIGHT,
-        )
-        self._breaker = CircuitBreaker("cache", self._cache_answers, failures=MAX_LOOKUP_FAILURES, recorder=recorder)
+        self._lookups = Lookups(settings, cache, recorder)
         self._writes: WriteBehind[str, Prediction] = WriteBehind(
             self._put_many, pause_s=KEEP_PAUSE_S, max_items=settings.cache_max_group, max_waiting=MAX_UNKEPT
         )
@@ -94,40 +80,13 @@ class HandleParts:
         """The kept prediction of each key; all misses when the cache is away."""
         unwritten = {key: prediction for key in keys if (prediction := self.unwritten(key))}
         elsewhere = [key for key in keys if key not in unwritten]
-        found = dict(zip(elsewhere, await self._lookups.submit(elsewhere), strict=True)) if elsewhere else {}
+        found = dict(zip(elsewhere, await self._lookups.get_many(elsewhere), strict=True)) if elsewhere else {}
         # Again afterwards: a prediction that came meanwhile was not in the store yet when that was asked.
         return [unwritten.get(key) or found.get(key) or self.unwritten(key) for key in keys]
 
     def unwritten(self, key: str) -> Prediction | None:
         """A kept prediction that is still on its way into the store."""
         return self._writes.get(key)
-
-    async def _get_many(self, keys: list[str]) -> Sequence[Prediction | None]:
-        unique = list(dict.fromkeys(keys))
-        found = dict(zip(unique, await self._ask_cache(unique), strict=True))
-        return [found[key] for key in keys]
-
-    async def _ask_cache(self, keys: list[str]) -> Sequence[Prediction | None]:
-        """The kept predictions. Fails open: the model can still answer."""
-        if not self._breaker.is_open:
-            try:
-                found: Sequence[Prediction | None] = await ask(
-                    lambda: self._cache_get_many.remote(keys), "cache", self._settings.lookup_timeout_ms / 1000
-                )
-            except IntentGraphError as error:
-                self._breaker.failed(error.detail)
-            else:
-                self._breaker.succeeded()
-                return found
-        self._metrics.record(metrics.CACHE_LOOKUPS, len(keys), result="error")
-        return [None] * len(keys)
-
-    async def _cache_answers(self) -> bool:
-        """Whether a cache replica answers, and its store too: without it a call would bring nothing."""
-        try:
-            return await ask(self._cache.ping.remote, "cache", PROBE_TIMEOUT_S)
-        except IntentGraphError:
-            return False
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         """Have fresh predictions kept after the answer; dropped and counted when too many wait."""

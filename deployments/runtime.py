@@ -5,6 +5,7 @@ Nothing here knows what is being served.
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -130,6 +131,12 @@ def _told(error: Exception, part: str) -> IntentGraphError:
         return Unavailable(f"the {part} is away")
     logger.error("the %s failed", part, exc_info=error)
     return Internal(f"the {part} failed")
+
+
+def host_for_replicas() -> str | None:
+    """Where other replicas reach this one; None where Ray's TLS is on, for only Serve's own calls have that."""
+    uses_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    return None if uses_tls else ray.util.get_node_ip_address()
 
 
 async def scrape_nodes() -> bytes:

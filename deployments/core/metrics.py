@@ -74,6 +74,12 @@ CACHE_LOOKUPS = Metric(
     "Look-ups in the prediction store, by result: hit miss error (an error counts as a miss).",
     ("result",),
 )
+CACHE_CALLS = Metric(
+    "intent_cache_calls_total",
+    "counter",
+    "Calls with look-ups to the cache deployment, by transport: direct handle (while there is no connection).",
+    ("transport",),
+)
 LOCAL_LOOKUPS = Metric(
     "intent_cache_local_lookups_total",
     "counter",
@@ -164,6 +170,7 @@ ALL = (
     FEEDBACK_SUBMISSIONS,
     FEEDBACK_CORRECTIONS,
     CACHE_LOOKUPS,
+    CACHE_CALLS,
     LOCAL_LOOKUPS,
     LOCAL_BYTES,
     JOINED,

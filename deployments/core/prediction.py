@@ -1,6 +1,9 @@
 """What the model says of a text: the value that crosses handles and is kept in the prediction store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +23,16 @@ class Prediction:
     tokens: int
     truncated: bool
     model_version: str
+
+
+_PREDICTIONS = TypeAdapter(list[Prediction | None])
+
+
+def predictions_to_json(predictions: Sequence[Prediction | None]) -> bytes:
+    """Predictions as they travel between replicas; numbers keep every digit."""
+    return _PREDICTIONS.dump_json(list(predictions))
+
+
+def predictions_from_json(value: bytes) -> list[Prediction | None]:
+    """The reverse of `predictions_to_json`. Raises ValueError."""
+    return _PREDICTIONS.validate_json(value)

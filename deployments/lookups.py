@@ -1,0 +1,94 @@
+"""Look-ups in the cache deployment as an ingress replica makes them: in groups, bounded in time, failing open."""
+
+import asyncio
+from collections.abc import Sequence
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.core import metrics
+from deployments.core.circuit_breaker import CircuitBreaker
+from deployments.core.coalesce import Coalescer
+from deployments.core.errors import IntentGraphError, Unavailable
+from deployments.core.prediction import Prediction, predictions_from_json
+from deployments.core.rpc import Address, RpcChannel
+from deployments.core.settings import Settings
+from deployments.runtime import ask
+
+CALLS_IN_FLIGHT = 2
+"""One on its way and one forming: more would carry less each, and a call costs the same whatever it carries."""
+MAX_WAITING = 100_000
+"""Look-ups that may wait at a replica: as many as a thousand requests of a hundred texts bring."""
+MAX_FAILURES = 3
+"""Calls in a row that fail before the cache deployment is left alone: two are under way at once, and a machine that is
+held up for a moment fails both."""
+PROBE_TIMEOUT_S = 1.0
+
+
+class Lookups:
+    """Asks the cache deployment over a connection to one of its replicas, and by handle while there is none."""
+
+    def __init__(self, settings: Settings, cache: DeploymentHandle, recorder: metrics.Metrics) -> None:
+        self._timeout_s = settings.lookup_timeout_ms / 1000
+        self._cache = cache
+        self._get_by_handle = cache.get_many  # a new handle each time it is named, so name it once
+        self._metrics = recorder
+        self._channel = RpcChannel(self._find_replica)
+        self._groups: Coalescer[str, Prediction | None] = Coalescer(
+            self._get_group, max_items=settings.cache_max_group, max_waiting=MAX_WAITING, max_in_flight=CALLS_IN_FLIGHT
+        )
+        self._breaker = CircuitBreaker("cache", self._answers, failures=MAX_FAILURES, recorder=recorder)
+
+    async def get_many(self, keys: Sequence[str]) -> list[Prediction | None]:
+        """The kept prediction of each key, in order; None for a miss. All are misses when the cache is away."""
+        return await self._groups.submit(keys)
+
+    async def _get_group(self, keys: list[str]) -> Sequence[Prediction | None]:
+        unique = list(dict.fromkeys(keys))
+        found = dict(zip(unique, await self._ask(unique), strict=True))
+        return [found[key] for key in keys]
+
+    async def _ask(self, keys: list[str]) -> Sequence[Prediction | None]:
+        """The kept predictions. Fails open: the model can still answer."""
+        if not self._breaker.is_open:
+            try:
+                found = await self._call(keys)
+            except IntentGraphError as error:
+                self._breaker.failed(error.detail)
+            else:
+                self._breaker.succeeded()
+                return found
+        self._metrics.record(metrics.CACHE_LOOKUPS, len(keys), result="error")
+        return [None] * len(keys)
+
+    async def _call(self, keys: list[str]) -> Sequence[Prediction | None]:
+        loop = asyncio.get_running_loop()
+        leaves_s = loop.time() + self._timeout_s
+        try:
+            reply = await self._channel.call("\n".join(keys).encode(), self._timeout_s)
+        except TimeoutError as error:
+            raise Unavailable(f"the cache did not answer within {self._timeout_s:g} s") from error
+        except ConnectionError:
+            self._metrics.record(metrics.CACHE_CALLS, transport="handle")
+            return await ask(lambda: self._get_by_handle.remote(keys), "cache", leaves_s - loop.time())
+        self._metrics.record(metrics.CACHE_CALLS, transport="direct")
+        return _predictions(reply, len(keys))
+
+    async def _find_replica(self) -> Address | None:
+        return await ask(self._cache.address.remote, "cache", PROBE_TIMEOUT_S)
+
+    async def _answers(self) -> bool:
+        """Whether a cache replica answers, and its store too: without it a call would bring nothing."""
+        try:
+            return await ask(self._cache.ping.remote, "cache", PROBE_TIMEOUT_S)
+        except IntentGraphError:
+            return False
+
+
+def _predictions(reply: bytes, count: int) -> list[Prediction | None]:
+    try:
+        predictions = predictions_from_json(reply)
+    except ValueError as error:
+        raise Unavailable("the cache answered what this version does not read") from error
+    if len(predictions) != count:
+        raise Unavailable(f"the cache answered {count} look-ups with {len(predictions)} predictions")
+    return predictions
