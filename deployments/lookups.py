@@ -64,14 +64,15 @@ class Lookups:
         loop = asyncio.get_running_loop()
         leaves_s = loop.time() + self._timeout_s
         try:
-            reply = await self._channel.call("\n".join(keys).encode(), self._timeout_s)
+            found = _predictions(await self._channel.call("\n".join(keys).encode(), self._timeout_s), len(keys))
+            transport = "direct"
         except TimeoutError as error:
             raise Unavailable(f"the cache did not answer within {self._timeout_s:g} s") from error
         except ConnectionError:
-            self._metrics.record(metrics.CACHE_CALLS, transport="handle")
-            return await ask(lambda: self._get_by_handle.remote(keys), "cache", leaves_s - loop.time())
-        self._metrics.record(metrics.CACHE_CALLS, transport="direct")
-        return _predictions(reply, len(keys))
+            found = await ask(lambda: self._get_by_handle.remote(keys), "cache", max(0, leaves_s - loop.time()))
+            transport = "handle"
+        self._metrics.record(metrics.CACHE_CALLS, transport=transport)
+        return found
 
     async def _find_replica(self) -> Address | None:
         return await ask(self._cache.address.remote, "cache", PROBE_TIMEOUT_S)
@@ -84,7 +85,7 @@ class Lookups:
             return False
 
 
-def _predictions(reply: bytes, count: int) -> list[Prediction | None]:
+def _predictions(reply: bytes, count: int) -> Sequence[Prediction | None]:
     try:
         predictions = predictions_from_json(reply)
     except ValueError as error:

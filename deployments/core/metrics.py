@@ -77,7 +77,7 @@ CACHE_LOOKUPS = Metric(
 CACHE_CALLS = Metric(
     "intent_cache_calls_total",
     "counter",
-    "Calls with look-ups to the cache deployment, by transport: direct handle (while there is no connection).",
+    "Look-up calls that the cache deployment answered, by transport: direct handle (while there is no connection).",
     ("transport",),
 )
 LOCAL_LOOKUPS = Metric(
