@@ -238,6 +238,24 @@ async def test_a_replica_that_hangs_is_given_up():
     sound.end()
 
 
+async def test_a_connection_that_breaks_off_is_made_again():
+    """To the same replica, if that is the one that is named; and asking pauses, however often it breaks."""
+    replica = Replica()
+    await replica.listen()
+    find = Replicas(replica)
+    channel = RpcChannel(find)
+    for _ in range(2):
+        assert await reply(channel, b"x") == b"x"
+        broken = channel._connection
+        assert broken
+        broken.close()
+        await until(lambda broken=broken: channel._connection is not broken)
+
+    assert await reply(channel, b"x") == b"x"
+    assert find.asked == 3
+    replica.end()
+
+
 async def test_a_channel_moves_to_the_replica_that_is_named_now(monkeypatch: pytest.MonkeyPatch):
     """What is under way on the connection before is answered there, and then that is closed."""
     monkeypatch.setattr(rpc, "REDIAL_S", 0.05)
