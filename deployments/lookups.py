@@ -64,15 +64,29 @@ class Lookups:
         loop = asyncio.get_running_loop()
         leaves_s = loop.time() + self._timeout_s
         try:
-            found = _predictions(await self._channel.call("\n".join(keys).encode(), self._timeout_s), len(keys))
+            found = await self._call_directly(keys)
             transport = "direct"
-        except TimeoutError as error:
-            raise Unavailable(f"the cache did not answer within {self._timeout_s:g} s") from error
         except ConnectionError:
             found = await ask(lambda: self._get_by_handle.remote(keys), "cache", max(0, leaves_s - loop.time()))
             transport = "handle"
+        if len(found) != len(keys):
+            raise Unavailable(f"the cache answered {len(keys)} look-ups with {len(found)} predictions")
         self._metrics.record(metrics.CACHE_CALLS, transport=transport)
         return found
+
+    async def _call_directly(self, keys: list[str]) -> Sequence[Prediction | None]:
+        """The kept predictions, over the connection. Where they do not come, another replica may have them."""
+        try:
+            return predictions_from_json(await self._channel.call("\n".join(keys).encode(), self._timeout_s))
+        except TimeoutError as error:
+            self._channel.hang_up()
+            raise Unavailable(f"the cache did not answer within {self._timeout_s:g} s") from error
+        except ValueError as error:
+            self._channel.hang_up()
+            raise Unavailable("the cache answered what this version does not read") from error
+        except Unavailable:
+            self._channel.hang_up()
+            raise
 
     async def _find_replica(self) -> Address | None:
         return await ask(self._cache.address.remote, "cache", PROBE_TIMEOUT_S)
@@ -83,13 +97,3 @@ class Lookups:
             return await ask(self._cache.ping.remote, "cache", PROBE_TIMEOUT_S)
         except IntentGraphError:
             return False
-
-
-def _predictions(reply: bytes, count: int) -> Sequence[Prediction | None]:
-    try:
-        predictions = predictions_from_json(reply)
-    except ValueError as error:
-        raise Unavailable("the cache answered what this version does not read") from error
-    if len(predictions) != count:
-        raise Unavailable(f"the cache answered {count} look-ups with {len(predictions)} predictions")
-    return predictions

@@ -1,10 +1,11 @@
 """What the service does while its prediction store fails: `python -m loadgen.cache_faults`.
 
-    without a cache    then, for each fault of the store:    warm → well → the fault → well again
+    for each store:    without a cache    then, for each fault of it:    warm → well → the fault → well again
 
-The same open loop over few texts each time. A store that fails may cost model calls and nothing else: no request fails,
-the slowest are hardly slower than without any cache, and hits come back soon after the store does. The service is
-started here, with one model replica and on stores of this command's own: a fault is done to them.
+The same open loop over few texts each time; without a cache just before, because machines have their phases. A store
+that fails may cost model calls and nothing else: no request fails, the slowest are hardly slower than without any
+cache, and hits come back soon after the store does. The service is started here, with one model replica and on stores
+of this command's own: a fault is done to them.
 """
 
 import contextlib
@@ -158,9 +159,13 @@ class Stretch(BaseModel):
 
 
 class Seen(BaseModel):
-    """One fault. `resumed_s`: from its end to that of the first second with hits again, None where there was none."""
+    """One fault, and what there was without a cache just before.
+
+    `resumed_s`: from the fault's end to that of the first second with hits again, None where there was none.
+    """
 
     name: str
+    uncached: Stretch
     before: Stretch
     during: Stretch
     after: Stretch
@@ -174,9 +179,7 @@ class Found(BaseModel):
     command: str
     stamp: str
     plan: Plan
-    uncached: Stretch
     faults: list[Seen]
-    doubts: list[str]
 
 
 class FaultSwitch(SilentDisplay):
@@ -220,30 +223,25 @@ class FaultSwitch(SilentDisplay):
 
 
 def run_plan(plan: Plan, faults: Sequence[Fault], settings: Mapping[str, object], display: Display) -> Found:
-    """Measure without a cache, then under each fault; blocks until it is over. `settings` are the service's `args:`.
+    """Measure under each fault, and without a cache before those of each store; blocks until it is over.
+
+    `settings` are the service's `args:`.
 
     Raises:
         LoadError: a store or the service does not start, or nothing is answered.
         KeyboardInterrupt: as it says.
     """
-    display.tell("without a cache")
-    with started_or(None, **settings, enable_caching=False) as (url, _):
-        uncached = _measured(plan.load(url, kept=False), display)
-    seen: list[Seen] = []
+    found: list[Seen] = []
     for (store_of, local_tier), alike in itertools.groupby(faults, key=lambda fault: (fault.store, fault.local_tier)):
+        display.tell("without a cache")
+        with started_or(None, **settings, enable_caching=False) as (url, _):
+            uncached = _measured(plan.load(url, kept=False), display)
         tier = {} if local_tier else {"local_tier_bytes": 0}
         with tempfile.TemporaryDirectory(prefix="intents-") as folder, _stores(store_of, Path(folder)) as (store, log):
             urls = {"redis_url": store.url, "feedback_redis_url": log.url}
             with started_or(None, **settings, **urls, **tier) as (url, _):
-                seen.extend(_under(plan, fault, store, url, display) for fault in alike)
-    return Found(
-        command=command(),
-        stamp=stamp(),
-        plan=plan,
-        uncached=stretch(uncached.windows),
-        faults=seen,
-        doubts=list(uncached.invalid_because),
-    )
+                found.extend(_under(plan, fault, store, url, display, uncached) for fault in alike)
+    return Found(command=command(), stamp=stamp(), plan=plan, faults=found)
 
 
 @contextlib.contextmanager
@@ -253,13 +251,13 @@ def _stores(store_of: Callable[[Path], AbstractContextManager[Store]], folder: P
         yield store, log
 
 
-def _under(plan: Plan, fault: Fault, store: Store, url: str, display: Display) -> Seen:
+def _under(plan: Plan, fault: Fault, store: Store, url: str, display: Display, uncached: Report) -> Seen:
     display.tell(fault.name)
     switch = switched(plan, fault, store, display)
     report = _measured(plan.load(url, kept=True), switch)
     if switch.begun_s is None or switch.ended_s is None:
         raise LoadError(f"{fault.name}: the run ended early: {report.ended}; {'; '.join(report.invalid_because)}")
-    return seen(fault.name, report, switch.begun_s, switch.ended_s)
+    return seen(fault.name, uncached, report, switch.begun_s, switch.ended_s)
 
 
 def switched(plan: Plan, fault: Fault, store: Store, display: Display) -> FaultSwitch:
@@ -276,18 +274,20 @@ def _measured(load: Load, display: Display) -> Report:
     return report
 
 
-def seen(name: str, report: Report, begun_s: float, ended_s: float) -> Seen:
+def seen(name: str, uncached: Report, report: Report, begun_s: float, ended_s: float) -> Seen:
     """Read a fault's run; times count from the run's start, and a window that saw both belongs to the fault."""
     before = [each for each in report.windows if each.start_s + each.length_s <= begun_s]
     after = [each for each in report.windows if each.start_s >= ended_s]
     during = report.windows[len(before) : len(report.windows) - len(after)]
+    doubts = [f"without a cache: {doubt}" for doubt in uncached.invalid_because]
     return Seen(
         name=name,
+        uncached=stretch(uncached.windows),
         before=stretch(before),
         during=stretch(during),
         after=stretch(after),
         resumed_s=resumed_s(after, ended_s),
-        doubts=[f"{name}: {doubt}" for doubt in report.invalid_because],
+        doubts=doubts + [f"{name}: {doubt}" for doubt in report.invalid_because],
     )
 
 
@@ -332,16 +332,16 @@ def _count(windows: Sequence[Window], names: Sequence[str]) -> int:
 def outcomes(found: Found) -> Iterator[Outcome]:
     """What a fault may do, and whether it did no more."""
     for fault in found.faults:
-        yield from _outcomes(fault, found.uncached.p99_ms)
+        yield from _outcomes(fault)
 
 
-def _outcomes(fault: Seen, uncached_ms: float | None) -> Iterator[Outcome]:
+def _outcomes(fault: Seen) -> Iterator[Outcome]:
     failed = Counter[str]()
-    for part in (fault.before, fault.during, fault.after):
+    for part in (fault.uncached, fault.before, fault.during, fault.after):
         failed.update(part.failed)
     told = ", ".join(f"{series} {count:,}" for series, count in failed.items()) or "none"
     yield Outcome(not failed.total(), failed.total(), f"{fault.name}: failed requests beside 429: {told}")
-    p99_ms = fault.during.p99_ms
+    p99_ms, uncached_ms = fault.during.p99_ms, fault.uncached.p99_ms
     limit_ms = None if uncached_ms is None else uncached_ms + MAX_OVER_P99_MS
     yield Outcome(
         p99_ms is not None and limit_ms is not None and p99_ms <= limit_ms,
@@ -365,6 +365,7 @@ HEAD = (
     "answers/s meanwhile",
     "p50, ms",
     "p99, ms",
+    "p99 without a cache, ms",
     "429",
     "failed",
     "hits again within, s",
@@ -372,21 +373,18 @@ HEAD = (
 
 
 def rows(found: Found) -> Iterator[tuple[str, ...]]:
-    """The table, the run without a cache first, under `HEAD`."""
-    yield ("no cache", "-", "-", "-", *_figures(found.uncached), str(sum(found.uncached.failed.values())), "-")
+    """The table, a row for each fault, under `HEAD`."""
     for fault in found.faults:
-        parts = (fault.before, fault.during, fault.after)
+        during, parts = fault.during, (fault.uncached, fault.before, fault.during, fault.after)
         yield (
             fault.name,
-            *(percent(part.hit_share) for part in parts),
-            *_figures(fault.during),
+            *(percent(part.hit_share) for part in (fault.before, fault.during, fault.after)),
+            f"{during.answered_per_s:,.1f}",
+            *(_shown(latency_ms) for latency_ms in (during.p50_ms, during.p99_ms, fault.uncached.p99_ms)),
+            percent(during.shed_share),
             str(sum(sum(part.failed.values()) for part in parts)),
             "never" if fault.resumed_s is None else f"{fault.resumed_s:.1f}",
         )
-
-
-def _figures(part: Stretch) -> tuple[str, str, str, str]:
-    return f"{part.answered_per_s:,.1f}", _shown(part.p50_ms), _shown(part.p99_ms), percent(part.shed_share)
 
 
 def _shown(latency_ms: float | None) -> str:
@@ -394,7 +392,7 @@ def _shown(latency_ms: float | None) -> str:
 
 
 def _doubts(found: Found) -> list[str]:
-    return [*found.doubts, *(doubt for fault in found.faults for doubt in fault.doubts)]
+    return list(dict.fromkeys(doubt for fault in found.faults for doubt in fault.doubts))
 
 
 def render(found: Found, console: Console) -> None:
@@ -444,7 +442,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     readme: Annotated[Path | None, typer.Option(help="Also put the table into this file, between its marks.")] = None,
 ) -> None:
-    """Do to the prediction store what may happen to it, and see what callers notice; about ten minutes."""
+    """Do to the prediction store what may happen to it, and see what callers notice; about twelve minutes."""
     with clear_errors(), interrupted_by_any_signal():
         check_keeping(out, readme, MARK)
         plan: Plan = built(Plan, rate=rate, texts=texts, fault_s=duration, max_lag_ms=max_lag_ms)

@@ -242,6 +242,8 @@ def new_text() -> str:
 class Traffic:
     """Classifies texts in threads while its block runs; counts statuses, and connections that failed by name.
 
+    `longest_s` is the time of the slowest answer.
+
     Each thread sends again `pause_s` after its answer, what `text` gives; with `texts` above 1, a batch of so many.
     """
 
@@ -260,14 +262,17 @@ class Traffic:
         self._texts = texts
         self._stop = threading.Event()
         self.outcomes: Counter[int | str] = Counter()
+        self.longest_s = 0.0
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause_s):
             texts = [self._text() for _ in range(self._texts)]
+            sent_s = time.monotonic()
             try:
                 answer = self._service.batch(texts) if len(texts) > 1 else self._service.classify(*texts)
                 self.outcomes[answer.status] += 1
+                self.longest_s = max(self.longest_s, time.monotonic() - sent_s)
             except OSError as error:
                 self.outcomes[repr(error)] += 1
 

@@ -1,7 +1,7 @@
 """Coalescing: what waits while a call is in flight travels together in the next one.
 
-A call to another process costs about the same for one item as for a hundred (1.5 ms by a Serve handle), so
-under load the number of calls, not of items, decides the throughput. There is no timer: an item that finds a free
+A call to another process costs about the same for one item as for a dozen (1.5 ms by a Serve handle), so under
+load the number of calls, not of items, decides the throughput. There is no timer: an item that finds a free
 place goes at once, with what came in the same turn of the event loop, and a group is whatever gathered while the
 places were taken.
 """

@@ -17,6 +17,7 @@ import itertools
 import logging
 import random
 import secrets
+import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -66,11 +67,13 @@ class RpcServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answering: set[asyncio.Task[None]] = set()
+        # A client whose machine is gone says so to nobody.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 token = await reader.readexactly(TOKEN_BYTES)
             if not hmac.compare_digest(token, self._token):
-                logger.warning("hung up on a caller without this replica's token")
+                logger.debug("hung up on a stranger")  # who may come as often as they like: no line for each
                 return
             writer.write(ACCEPTED)
             while True:
@@ -97,7 +100,8 @@ class RpcServer:
                 logger.exception("a call failed")
                 error = Internal("the call failed; the log of the replica that answered it has the cause")
             failed, reply = True, error.detail.encode()
-        writer.write(REPLY.pack(len(reply), number, failed) + reply)
+        if not writer.is_closing():
+            writer.write(REPLY.pack(len(reply), number, failed) + reply)
 
 
 class RpcConnection:
@@ -120,7 +124,7 @@ class RpcConnection:
             ConnectionError: the connection ended; whether the request was answered is not known.
             Unavailable: the other side could not answer it.
         """
-        if self.ended.done():
+        if self.ended.done() or self._writer.is_closing():  # uvloop raises RuntimeError for a write to what is closing
             raise ConnectionResetError("the connection has ended")
         number = next(self._numbers) % 2**32
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -153,7 +157,7 @@ class RpcConnection:
                 if reply is None or reply.done():
                     continue  # its caller did not wait
                 if failed:
-                    reply.set_exception(Unavailable(content.decode()))
+                    reply.set_exception(Unavailable(content.decode(errors="replace")))
                 else:
                     reply.set_result(content)
         except (OSError, EOFError):
@@ -200,17 +204,18 @@ class RpcChannel:
 
         Raises:
             ConnectionError: there is no connection at present, or it ended; it may be asked in another way.
-            TimeoutError: no reply in time. The connection is given up, for the other side may hang.
+            TimeoutError: no reply in time.
             Unavailable: the other side could not answer it.
         """
         if (connection := self._connection) is None:
             raise ConnectionRefusedError("not connected yet")
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await connection.call(request)
-        except TimeoutError:
-            connection.close()
-            raise
+        async with asyncio.timeout(timeout_s):
+            return await connection.call(request)
+
+    def hang_up(self) -> None:
+        """End the connection, whose replies are not as they should be; the next one may be to another replica."""
+        if self._connection:
+            self._connection.close()
 
     async def _keep(self) -> None:
         pause_s = FIRST_PAUSE_S

@@ -2,51 +2,67 @@
 
 import os
 import signal
+import time
 
 import psutil
 
 from tests.service import Service, Traffic, wait_for
 
+METRICS_LAG_S = 2.5
+"""Replicas report once a second, and so does Ray: what `/metrics` says by then was counted before."""
+MAX_ANSWER_S = 5.0
+"""A pass takes 30 ms and a look-up of a hanging replica twice a quarter of a second; the rest is the machine's."""
 
-def calls(service: Service, transport: str) -> float:
-    """Calls with look-ups so far."""
-    return service.metric("intent_cache_calls_total", transport=transport)
+
+def look_ups_go_directly(service: Service) -> None:
+    """Wait until more of them do than are counted now."""
+    time.sleep(METRICS_LAG_S)
+    before = direct(service)
+    wait_for(lambda: direct(service) > before, 30, lambda: "they go by handle for good", pause_s=0.5)
 
 
-def answers_go_on(service: Service, traffic: Traffic, *, direct: bool) -> None:
-    """Wait for more answers; with `direct`, until look-ups go over a connection again."""
-    answered, before = traffic.outcomes[200], calls(service, "direct")
+def direct(service: Service) -> float:
+    """Calls over a connection so far."""
+    return service.metric("intent_cache_calls_total", transport="direct")
+
+
+def answers_go_on(traffic: Traffic) -> None:
+    """Wait for some more."""
+    answered = traffic.outcomes[200]
     wait_for(lambda: traffic.outcomes[200] > answered + 20, 30, lambda: f"no answers: {traffic.outcomes}")
-    if direct:
-        wait_for(lambda: calls(service, "direct") > before, 30, lambda: "look-ups go by handle for good", pause_s=0.5)
 
 
 def test_killing_the_cache_replica_fails_no_request(service: Service):
     """They are misses until there is another one, which the ingress replicas find by themselves."""
-    with Traffic(service, threads=4) as traffic:
-        answers_go_on(service, traffic, direct=True)
+    with Traffic(service, threads=4, texts=2) as traffic:
+        look_ups_go_directly(service)
         killed = service.replica_pids("Cache")
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: service.replica_pids("Cache") - killed, 30, lambda: "no other replica")
-        answers_go_on(service, traffic, direct=True)
+        answers_go_on(traffic)
+        look_ups_go_directly(service)
 
+    assert not service.replica_pids("Cache") & killed
     assert set(traffic.outcomes) == {200}
+    assert traffic.longest_s < MAX_ANSWER_S
 
 
 def test_a_cache_replica_that_hangs_fails_no_request(service: Service):
-    """Nobody waits longer than a look-up's budget, and hits are back when it goes on."""
+    """Nobody waits much longer than a look-up's budget, and look-ups are direct again when it goes on."""
     (cache,) = (psutil.Process(pid) for pid in service.replica_pids("Cache"))
-    with Traffic(service, threads=4) as traffic:
-        answers_go_on(service, traffic, direct=True)
+    with Traffic(service, threads=4, texts=2) as traffic:
+        look_ups_go_directly(service)
         cache.suspend()
         try:
-            answers_go_on(service, traffic, direct=False)
+            answers_go_on(traffic)
+            time.sleep(METRICS_LAG_S)
+            before = direct(service)
+            answers_go_on(traffic)
+            time.sleep(METRICS_LAG_S)
+            assert direct(service) == before
         finally:
             cache.resume()
-        answers_go_on(service, traffic, direct=True)
+        look_ups_go_directly(service)
 
     assert set(traffic.outcomes) == {200}
-    text = "What is kept when the cache hangs?"
-    service.warm([text])
-    service.classify_until(text, "hit-redis", timeout_s=10)
+    assert traffic.longest_s < MAX_ANSWER_S

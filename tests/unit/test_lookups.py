@@ -142,8 +142,39 @@ async def test_a_reply_that_cannot_be_read_is_a_miss(reply: bytes):
     assert recorder.total(metrics.CACHE_LOOKUPS, result="error") == 1
 
 
+@pytest.mark.parametrize("reply", [b"{}", None], ids=["unreadable", "unavailable"])
+async def test_a_replica_whose_replies_are_of_no_use_is_hung_up_on(reply: bytes | None):
+    """There may be another, and the connection is to this one."""
+    replica, recorder = CacheReplica(), CountingMetrics()
+    await replica.listen()
+    asked = lookups(replica, recorder)
+    await connected(asked)
+
+    async def no_use(_request: bytes) -> bytes:
+        if reply is None:
+            raise Unavailable("the prediction store does not answer")
+        return reply
+
+    replica.reply = no_use
+    assert await asked.get_many(["a"]) == [None]
+    assert await asked.get_many(["a"]) == [prediction("a")]
+    assert replica.by_handle == 1
+
+
+async def test_a_handle_call_of_another_length_is_a_miss():
+    """Whatever answers so."""
+    replica, recorder = CacheReplica(), CountingMetrics()
+    asked = lookups(replica, recorder)
+
+    async def fewer(_keys: Sequence[str]) -> list[Prediction | None]:
+        return []
+
+    replica.get_many = fewer
+    assert await asked.get_many(["a"]) == [None]
+
+
 async def test_a_cache_whose_store_is_away_is_left_alone():
-    """After some failures in a row, told over the connection as by handle, nobody waits for it until it is back."""
+    """After some failures in a row nobody waits for it until it is back."""
     replica, recorder = CacheReplica(), CountingMetrics()
     await replica.listen()
     asked = lookups(replica, recorder)
@@ -155,7 +186,6 @@ async def test_a_cache_whose_store_is_away_is_left_alone():
     assert replica.asked == MAX_FAILURES
     assert await asked.get_many(["a"]) == [None]
     assert replica.asked == MAX_FAILURES
-    assert replica.by_handle == 0
     replica.error = None
     await until(lambda: not asked._breaker.is_open)
     assert await asked.get_many(["a"]) == [prediction("a")]

@@ -1,15 +1,24 @@
 """Calls over a connection of their own: each its own reply, strangers kept out, another server when one is gone."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from deployments.core import rpc
 from deployments.core.errors import Unavailable
 from deployments.core.rpc import MAX_REQUEST_BYTES, REQUEST, TOKEN_BYTES, Address, RpcChannel, RpcServer, connect
 from tests.unit.test_corrections import until
+
+
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy(), uvloop.EventLoopPolicy()], ids=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest):
+    """Both: Ray's processes run uvloop, which treats connections that end otherwise."""
+    return request.param
 
 
 class Echo:
@@ -55,14 +64,17 @@ class Replica(RpcServer):
 
 
 class Replicas:
-    """Names the replica that is to be called now, if any; counts how often it is asked."""
+    """Names the replica that is to be called now, if any; counts how often it is asked, and may fail at that."""
 
     def __init__(self, *replicas: Replica) -> None:
         self.replicas = list(replicas)
+        self.error: Exception | None = None
         self.asked = 0
 
     async def __call__(self) -> Address | None:
         self.asked += 1
+        if self.error:
+            raise self.error
         return self.replicas[0].address if self.replicas else None
 
 
@@ -215,14 +227,17 @@ async def test_a_channel_asks_on_while_there_is_no_replica():
     find = Replicas()
     channel = RpcChannel(find)
     await until(lambda: find.asked >= 2)
+    find.error = Unavailable("the cache is away")
+    await until(lambda: find.asked >= 4)
+    find.error = None
     find.replicas.append(replica)
 
     assert await reply(channel, b"x") == b"x"
     replica.end()
 
 
-async def test_a_replica_that_hangs_is_given_up():
-    """Its connection is closed, and the next one may be another's."""
+async def test_a_call_ends_in_time_and_a_channel_can_be_told_to_hang_up():
+    """The next connection may be to another replica."""
     hanging, sound = Replica("hanging "), Replica("sound ")
     await hanging.listen()
     await sound.listen()
@@ -233,9 +248,29 @@ async def test_a_replica_that_hangs_is_given_up():
 
     with pytest.raises(TimeoutError):
         await channel.call(b"wait", 0.05)
+    assert await reply(channel, b"x") == b"hanging x"
+    channel.hang_up()
     assert await reply(channel, b"x") == b"sound x"
     hanging.end()
     sound.end()
+
+
+async def test_a_connection_that_is_reset_is_told_as_such():
+    """In whatever turn of the event loop a call meets it; a killed process's kernel does so."""
+    for _ in range(20):
+        replica = Replica()
+        made = await connect(await replica.listen())
+        calls = [asyncio.create_task(made.call(b"wait"))]
+        await until(lambda replica=replica: replica.echo.asked)
+        for writer in replica._writers:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        replica.end()
+        for _ in range(50):
+            calls.append(asyncio.create_task(made.call(b"x")))
+            await asyncio.sleep(0)
+
+        outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+        assert {isinstance(each, ConnectionError) for each in outcomes} == {True}, outcomes
 
 
 async def test_a_connection_that_breaks_off_is_made_again():
@@ -294,6 +329,8 @@ async def test_a_channel_keeps_its_connection_while_the_same_replica_is_named(mo
     kept = channel._connection
     asked = find.asked
     await until(lambda: find.asked >= asked + 3)
+    find.error = Unavailable("the cache is away")
+    await until(lambda: find.asked >= asked + 6)
 
     assert channel._connection is kept
     replica.end()

@@ -87,3 +87,16 @@ async def test_who_is_cancelled_stays_cancelled():
 
     with pytest.raises(asyncio.CancelledError):
         await caller
+
+
+@pytest.mark.parametrize(
+    ("switch", "is_open"), [(None, True), ("0", True), ("false", True), ("1", False), ("true", False), ("TRUE", False)]
+)
+def test_no_port_is_opened_beside_rays_tls(monkeypatch: pytest.MonkeyPatch, switch: str | None, is_open: bool):
+    """It would not be encrypted."""
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    if switch is not None:
+        monkeypatch.setenv("RAY_USE_TLS", switch)
+    monkeypatch.setattr(runtime.ray.util, "get_node_ip_address", lambda: "10.0.0.1")
+
+    assert runtime.host_for_replicas() == ("10.0.0.1" if is_open else None)
