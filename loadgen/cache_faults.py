@@ -1,11 +1,11 @@
 """What the service does while its prediction store fails: `python -m loadgen.cache_faults`.
 
-    for each store:    without a cache    then, for each fault of it:    warm → well → the fault → well again
+    without a cache → warm → well → the fault → well again → without a cache → …
 
-The same open loop over few texts each time; without a cache just before, because machines have their phases. A store
-that fails may cost model calls and nothing else: no request fails, the slowest are hardly slower than without any
-cache, and hits come back soon after the store does. The service is started here, with one model replica and on stores
-of this command's own: a fault is done to them.
+The same open loop over few texts each time; without a cache (`Cache-Control: no-store`) before and after each fault,
+because machines have their phases. A store that fails may cost model calls and nothing else: no request fails, the
+slowest are hardly slower than without any cache, and hits come back soon after the store does. The service is started
+here, with one model replica and on stores of this command's own: a fault is done to them.
 """
 
 import contextlib
@@ -140,7 +140,14 @@ class Plan(BaseModel):
         }
         state = "warm" if kept else "as-is"
         return Load.model_validate(
-            {"target": url, "traffic": traffic, "cache_state": state, "max_lag_ms": self.max_lag_ms, "settle_s": 0}
+            {
+                "target": url,
+                "traffic": traffic,
+                "cache_state": state,
+                "no_store": not kept,
+                "max_lag_ms": self.max_lag_ms,
+                "settle_s": 0,
+            }
         )
 
 
@@ -159,7 +166,7 @@ class Stretch(BaseModel):
 
 
 class Seen(BaseModel):
-    """One fault, and what there was without a cache just before.
+    """One fault, and what there was without a cache just before and after.
 
     `resumed_s`: from the fault's end to that of the first second with hits again, None where there was none.
     """
@@ -223,7 +230,7 @@ class FaultSwitch(SilentDisplay):
 
 
 def run_plan(plan: Plan, faults: Sequence[Fault], settings: Mapping[str, object], display: Display) -> Found:
-    """Measure under each fault, and without a cache before those of each store; blocks until it is over.
+    """Measure under each fault, and without a cache before and after it; blocks until it is over.
 
     `settings` are the service's `args:`.
 
@@ -233,14 +240,15 @@ def run_plan(plan: Plan, faults: Sequence[Fault], settings: Mapping[str, object]
     """
     found: list[Seen] = []
     for (store_of, local_tier), alike in itertools.groupby(faults, key=lambda fault: (fault.store, fault.local_tier)):
-        display.tell("without a cache")
-        with started_or(None, **settings, enable_caching=False) as (url, _):
-            uncached = _measured(plan.load(url, kept=False), display)
         tier = {} if local_tier else {"local_tier_bytes": 0}
         with tempfile.TemporaryDirectory(prefix="intents-") as folder, _stores(store_of, Path(folder)) as (store, log):
             urls = {"redis_url": store.url, "feedback_redis_url": log.url}
             with started_or(None, **settings, **urls, **tier) as (url, _):
-                found.extend(_under(plan, fault, store, url, display, uncached) for fault in alike)
+                uncached = [_uncached(plan, url, display)]
+                for fault in alike:
+                    run = _under(plan, fault, store, url, display)
+                    uncached.append(_uncached(plan, url, display))
+                    found.append(seen(fault.name, uncached[-2:], *run))
     return Found(command=command(), stamp=stamp(), plan=plan, faults=found)
 
 
@@ -251,13 +259,19 @@ def _stores(store_of: Callable[[Path], AbstractContextManager[Store]], folder: P
         yield store, log
 
 
-def _under(plan: Plan, fault: Fault, store: Store, url: str, display: Display, uncached: Report) -> Seen:
+def _uncached(plan: Plan, url: str, display: Display) -> Report:
+    display.tell("without a cache")
+    return _measured(plan.load(url, kept=False), display)
+
+
+def _under(plan: Plan, fault: Fault, store: Store, url: str, display: Display) -> tuple[Report, float, float]:
+    """The run in which a fault was done, and when that began and ended."""
     display.tell(fault.name)
     switch = switched(plan, fault, store, display)
     report = _measured(plan.load(url, kept=True), switch)
     if switch.begun_s is None or switch.ended_s is None:
         raise LoadError(f"{fault.name}: the run ended early: {report.ended}; {'; '.join(report.invalid_because)}")
-    return seen(fault.name, uncached, report, switch.begun_s, switch.ended_s)
+    return report, switch.begun_s, switch.ended_s
 
 
 def switched(plan: Plan, fault: Fault, store: Store, display: Display) -> FaultSwitch:
@@ -274,15 +288,15 @@ def _measured(load: Load, display: Display) -> Report:
     return report
 
 
-def seen(name: str, uncached: Report, report: Report, begun_s: float, ended_s: float) -> Seen:
+def seen(name: str, uncached: Sequence[Report], report: Report, begun_s: float, ended_s: float) -> Seen:
     """Read a fault's run; times count from the run's start, and a window that saw both belongs to the fault."""
     before = [each for each in report.windows if each.start_s + each.length_s <= begun_s]
     after = [each for each in report.windows if each.start_s >= ended_s]
     during = report.windows[len(before) : len(report.windows) - len(after)]
-    doubts = [f"without a cache: {doubt}" for doubt in uncached.invalid_because]
+    doubts = [f"without a cache: {doubt}" for each in uncached for doubt in each.invalid_because]
     return Seen(
         name=name,
-        uncached=stretch(uncached.windows),
+        uncached=stretch([window for each in uncached for window in each.windows]),
         before=stretch(before),
         during=stretch(during),
         after=stretch(after),
@@ -442,7 +456,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     readme: Annotated[Path | None, typer.Option(help="Also put the table into this file, between its marks.")] = None,
 ) -> None:
-    """Do to the prediction store what may happen to it, and see what callers notice; about twelve minutes."""
+    """Do to the prediction store what may happen to it, and see what callers notice; about ten minutes."""
     with clear_errors(), interrupted_by_any_signal():
         check_keeping(out, readme, MARK)
         plan: Plan = built(Plan, rate=rate, texts=texts, fault_s=duration, max_lag_ms=max_lag_ms)

@@ -43,6 +43,9 @@ class Load(BaseModel):
         description="What the cache holds at the start. fresh: the texts are ones nobody has sent; cold: purged first;"
         " warm: all texts sent once first; as-is: whatever it holds.",
     )
+    no_store: bool = Field(
+        default=False, description="Ask that no answer be looked up or kept (`Cache-Control: no-store`)."
+    )
     metrics_url: str | None = Field(
         default=None, description="The server's counters; /metrics of an HTTP target when absent."
     )
@@ -62,6 +65,8 @@ class Load(BaseModel):
             raise ValueError("texts of a corpus or trace may have been sent before: start cold, warm or as-is")
         if self.cache_state == "warm" and traffic.texts == "unique":
             raise ValueError("unique texts come once, no cache can be warm for them: start fresh")
+        if self.no_store and self.by_handle:
+            raise ValueError("a handle has no Cache-Control: give the service's http address")
         if self.cache_state == "cold" and self.by_handle:
             raise ValueError("a handle cannot purge the cache: start fresh, or give the service's http address")
         return self

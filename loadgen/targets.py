@@ -71,14 +71,15 @@ def target_of(load: Load, intent: str = "") -> Target:
     """The target that the load names; its feedback records say `intent`, one that the service has answered with."""
     if load.by_handle:
         return HandleTarget(load.target.removeprefix(HANDLE), load.timeout_s, intent)
-    return HttpTarget(load.target, load.timeout_s, load.api_path, intent)
+    return HttpTarget(load.target, load.timeout_s, load.api_path, intent, no_store=load.no_store)
 
 
 class HttpTarget:
     """The service over HTTP, over as many connections as calls are under way: no queue in the client."""
 
-    def __init__(self, url: str, timeout_s: float, api_path: str, intent: str) -> None:
+    def __init__(self, url: str, timeout_s: float, api_path: str, intent: str, *, no_store: bool = False) -> None:
         self._url = url
+        self._headers = {"Content-Type": "application/json"} | ({"Cache-Control": "no-store"} if no_store else {})
         self._classify, self._batch, self._feedback, self._purge = (
             f"{url}{api_path}/{call}" for call in ("classify", "classify/batch", "feedback", "cache/purge")
         )
@@ -91,7 +92,7 @@ class HttpTarget:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-            headers={"Content-Type": "application/json"} | authorization(),
+            headers=self._headers | authorization(),
         )
 
     async def probe(self) -> str:

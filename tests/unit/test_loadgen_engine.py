@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from loadgen import bench, cache, recording, slo
@@ -16,7 +17,7 @@ from loadgen.recording import Recording, Sample, Tally
 from loadgen.report import Counted, Reconciliation, Report
 from loadgen.server_metrics import FEEDBACK, REQUESTS, Settling, parse, reconcile
 from loadgen.steadiness import steadiness
-from loadgen.targets import HttpTarget
+from loadgen.targets import HttpTarget, target_of
 from loadgen.traffic import Traffic
 from tests.unit.reports import report
 
@@ -111,6 +112,21 @@ class TestKey:
             assert "ig_1" not in load.model_dump_json()
         finally:
             await target.close()
+
+
+@pytest.mark.parametrize(("no_store", "sent"), [(True, "no-store"), (False, None)])
+async def test_a_load_without_a_cache_says_so_with_every_call(no_store: bool, sent: str | None):
+    target = target_of(Load(traffic=Traffic(), no_store=no_store))
+    await target.open()
+    try:
+        assert target._session.headers.get("Cache-Control") == sent
+    finally:
+        await target.close()
+
+
+def test_a_handle_cannot_be_asked_without_a_cache():
+    with pytest.raises(ValidationError, match="a handle has no Cache-Control"):
+        Load(target="handle:intents", traffic=Traffic(), no_store=True)
 
 
 class TestReconciliation:
