@@ -32,7 +32,7 @@ class Lookups:
         self._cache = cache
         self._get_by_handle = cache.get_many  # a new handle each time it is named, so name it once
         self._metrics = recorder
-        self._channel = RpcChannel(self._find_replica)
+        self._channel = RpcChannel(self._find_replica, predictions_from_json)
         self._groups: Coalescer[str, Prediction | None] = Coalescer(
             self._get_group, max_items=settings.cache_max_group, max_waiting=MAX_WAITING, max_in_flight=CALLS_IN_FLIGHT
         )
@@ -75,18 +75,13 @@ class Lookups:
         return found
 
     async def _call_directly(self, keys: list[str]) -> Sequence[Prediction | None]:
-        """The kept predictions, over the connection. Where they do not come, another replica may have them."""
+        """The kept predictions, over the connection. Raises `ConnectionError` or `Unavailable`."""
         try:
-            return predictions_from_json(await self._channel.call("\n".join(keys).encode(), self._timeout_s))
+            return await self._channel.call("\n".join(keys).encode(), self._timeout_s)
         except TimeoutError as error:
-            self._channel.hang_up()
             raise Unavailable(f"the cache did not answer within {self._timeout_s:g} s") from error
         except ValueError as error:
-            self._channel.hang_up()
             raise Unavailable("the cache answered what this version does not read") from error
-        except Unavailable:
-            self._channel.hang_up()
-            raise
 
     async def _find_replica(self) -> Address | None:
         return await ask(self._cache.address.remote, "cache", PROBE_TIMEOUT_S)

@@ -166,7 +166,7 @@ class Stretch(BaseModel):
 
 
 class Seen(BaseModel):
-    """One fault, and what there was without a cache just before and after.
+    """One fault, and what there was without a cache just before and after, both together.
 
     `resumed_s`: from the fault's end to that of the first second with hits again, None where there was none.
     """
@@ -293,7 +293,7 @@ def seen(name: str, uncached: Sequence[Report], report: Report, begun_s: float, 
     before = [each for each in report.windows if each.start_s + each.length_s <= begun_s]
     after = [each for each in report.windows if each.start_s >= ended_s]
     during = report.windows[len(before) : len(report.windows) - len(after)]
-    doubts = [f"without a cache: {doubt}" for each in uncached for doubt in each.invalid_because]
+    doubts = [f"{name}, without a cache: {doubt}" for each in uncached for doubt in each.invalid_because]
     return Seen(
         name=name,
         uncached=stretch([window for each in uncached for window in each.windows]),
@@ -351,7 +351,7 @@ def outcomes(found: Found) -> Iterator[Outcome]:
 
 def _outcomes(fault: Seen) -> Iterator[Outcome]:
     failed = Counter[str]()
-    for part in (fault.uncached, fault.before, fault.during, fault.after):
+    for part in (fault.before, fault.during, fault.after):
         failed.update(part.failed)
     told = ", ".join(f"{series} {count:,}" for series, count in failed.items()) or "none"
     yield Outcome(not failed.total(), failed.total(), f"{fault.name}: failed requests beside 429: {told}")
@@ -389,10 +389,10 @@ HEAD = (
 def rows(found: Found) -> Iterator[tuple[str, ...]]:
     """The table, a row for each fault, under `HEAD`."""
     for fault in found.faults:
-        during, parts = fault.during, (fault.uncached, fault.before, fault.during, fault.after)
+        during, parts = fault.during, (fault.before, fault.during, fault.after)
         yield (
             fault.name,
-            *(percent(part.hit_share) for part in (fault.before, fault.during, fault.after)),
+            *(percent(part.hit_share) for part in parts),
             f"{during.answered_per_s:,.1f}",
             *(_shown(latency_ms) for latency_ms in (during.p50_ms, during.p99_ms, fault.uncached.p99_ms)),
             percent(during.shed_share),
@@ -406,7 +406,7 @@ def _shown(latency_ms: float | None) -> str:
 
 
 def _doubts(found: Found) -> list[str]:
-    return list(dict.fromkeys(doubt for fault in found.faults for doubt in fault.doubts))
+    return [doubt for fault in found.faults for doubt in fault.doubts]
 
 
 def render(found: Found, console: Console) -> None:

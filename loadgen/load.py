@@ -67,6 +67,8 @@ class Load(BaseModel):
             raise ValueError("unique texts come once, no cache can be warm for them: start fresh")
         if self.no_store and self.by_handle:
             raise ValueError("a handle has no Cache-Control: give the service's http address")
+        if self.no_store and self.cache_state == "warm":
+            raise ValueError("nothing is kept of what is sent with no_store, no cache can be warm: start as-is")
         if self.cache_state == "cold" and self.by_handle:
             raise ValueError("a handle cannot purge the cache: start fresh, or give the service's http address")
         return self

@@ -21,6 +21,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from deployments.core.errors import IntentGraphError, Internal, Unavailable
 
@@ -35,9 +36,11 @@ FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 5.0
 """Between attempts to connect; meanwhile calls go by handle, which is slower and nothing else."""
 REDIAL_S = 30.0
-"""So often a channel asks anew whom to call, so that calls spread over replicas that came later."""
+"""At least so often a channel asks anew whom to call, so that calls spread over replicas that came later."""
 
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,37 +189,39 @@ async def connect(address: Address) -> RpcConnection:
     return RpcConnection(address, reader, writer)
 
 
-class RpcChannel:
+class RpcChannel(Generic[R]):
     """Keeps a connection to a server that `find` names: made in the background, and anew when it ends.
 
     Make it in a coroutine: a task here begins at once.
 
     Args:
         find: Gives the address of a server; None when there is none at present. May raise.
+        read: Makes of a reply what its caller wants. Raises ValueError for what it cannot read.
     """
 
-    def __init__(self, find: Callable[[], Awaitable[Address | None]]) -> None:
+    def __init__(self, find: Callable[[], Awaitable[Address | None]], read: Callable[[bytes], R]) -> None:
         self._find = find
+        self._read = read
         self._connection: RpcConnection | None = None
         self._keeping = asyncio.create_task(self._keep(), context=contextvars.Context())
 
-    async def call(self, request: bytes, timeout_s: float) -> bytes:
-        """The reply to a request.
+    async def call(self, request: bytes, timeout_s: float) -> R:
+        """The reply to a request, read. What is none ends the connection: the next one may be to another server.
 
         Raises:
             ConnectionError: there is no connection at present, or it ended; it may be asked in another way.
             TimeoutError: no reply in time.
             Unavailable: the other side could not answer it.
+            ValueError: its reply cannot be read.
         """
         if (connection := self._connection) is None:
             raise ConnectionRefusedError("not connected yet")
-        async with asyncio.timeout(timeout_s):
-            return await connection.call(request)
-
-    def hang_up(self) -> None:
-        """End the connection, whose replies are not as they should be; the next one may be to another replica."""
-        if self._connection:
-            self._connection.close()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return self._read(await connection.call(request))
+        except (TimeoutError, Unavailable, ValueError):
+            connection.close()
+            raise
 
     async def _keep(self) -> None:
         pause_s = FIRST_PAUSE_S

@@ -129,6 +129,11 @@ def test_a_handle_cannot_be_asked_without_a_cache():
         Load(target="handle:intents", traffic=Traffic(), no_store=True)
 
 
+def test_no_cache_is_warm_for_a_load_without_one():
+    with pytest.raises(ValidationError, match="nothing is kept"):
+        Load(traffic=Traffic(), no_store=True, cache_state="warm")
+
+
 class TestReconciliation:
     def test_equal_counts_agree_and_one_off_disagrees(self):
         tally = Tally()

@@ -79,7 +79,7 @@ async def connection(replica: Replica) -> AsyncIterator[rpc.RpcConnection]:
     replica.end()
 
 
-async def reply(channel: RpcChannel, request: bytes = b"") -> bytes:
+async def reply(channel: RpcChannel[bytes], request: bytes = b"") -> bytes:
     """The reply over a channel, as soon as it is connected."""
     async with asyncio.timeout(5):
         while True:
@@ -202,7 +202,7 @@ async def test_a_channel_finds_another_replica_when_one_ends():
     await first.listen()
     await second.listen()
     find = Replicas(first, second)
-    channel = RpcChannel(find)
+    channel = RpcChannel(find, bytes)
 
     with pytest.raises(ConnectionError):
         await channel.call(b"x", 5)
@@ -218,7 +218,7 @@ async def test_a_channel_asks_on_while_there_is_no_replica():
     replica = Replica()
     await replica.listen()
     find = Replicas()
-    channel = RpcChannel(find)
+    channel = RpcChannel(find, bytes)
     await until(lambda: find.asked >= 2)
     find.error = Unavailable("the cache is away")
     await until(lambda: find.asked >= 4)
@@ -229,23 +229,33 @@ async def test_a_channel_asks_on_while_there_is_no_replica():
     replica.end()
 
 
-async def test_a_call_ends_in_time_and_a_channel_can_be_told_to_hang_up():
-    """The next connection may be to another replica."""
-    hanging, sound = Replica("hanging "), Replica("sound ")
-    await hanging.listen()
-    await sound.listen()
-    find = Replicas(hanging, sound)
-    channel = RpcChannel(find)
-    await reply(channel)
-    find.replicas.remove(hanging)
+def upper(reply: bytes) -> bytes:
+    """A reading that fails for what is not in capitals."""
+    if not reply.isupper():
+        raise ValueError(reply)
+    return reply
 
-    with pytest.raises(TimeoutError):
-        await channel.call(b"wait", 0.05)
-    assert await reply(channel, b"x") == b"hanging x"
-    channel.hang_up()
-    assert await reply(channel, b"x") == b"sound x"
-    hanging.end()
-    sound.end()
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [(b"wait", TimeoutError), (b"fail", Unavailable), (b"small", ValueError)],
+    ids=["late", "failed", "unread"],
+)
+async def test_a_server_of_no_use_is_hung_up_on(request_: bytes, error: type[Exception]):
+    """The next connection may be to another."""
+    bad, good = Replica("BAD "), Replica("GOOD ")
+    await bad.listen()
+    await good.listen()
+    find = Replicas(bad, good)
+    channel = RpcChannel(find, upper)
+    assert await reply(channel, b"X") == b"BAD X"
+    find.replicas.remove(bad)
+
+    with pytest.raises(error):
+        await channel.call(request_, 0.05)
+    assert await reply(channel, b"X") == b"GOOD X"
+    bad.end()
+    good.end()
 
 
 async def test_a_connection_that_is_reset_is_told_as_such():
@@ -271,7 +281,7 @@ async def test_a_connection_that_breaks_off_is_made_again():
     replica = Replica()
     await replica.listen()
     find = Replicas(replica)
-    channel = RpcChannel(find)
+    channel = RpcChannel(find, bytes)
     for _ in range(2):
         assert await reply(channel, b"x") == b"x"
         broken = channel._connection
@@ -291,7 +301,7 @@ async def test_a_channel_moves_to_the_replica_that_is_named_now(monkeypatch: pyt
     await first.listen()
     await second.listen()
     find = Replicas(first, second)
-    channel = RpcChannel(find)
+    channel = RpcChannel(find, bytes)
     await reply(channel)
     before = channel._connection
     assert before
@@ -311,13 +321,38 @@ async def test_a_channel_moves_to_the_replica_that_is_named_now(monkeypatch: pyt
     second.end()
 
 
+async def test_a_call_that_fails_where_it_was_made_leaves_the_next_connection_alone(monkeypatch: pytest.MonkeyPatch):
+    """What came of a replica that is left already says nothing of the other."""
+    monkeypatch.setattr(rpc, "REDIAL_S", 0.05)
+    first, second = Replica("first "), Replica("second ")
+    await first.listen()
+    await second.listen()
+    find = Replicas(first, second)
+    channel = RpcChannel(find, bytes)
+    await reply(channel)
+    before = channel._connection
+    late = asyncio.create_task(channel.call(b"wait", 0.5))
+    await asyncio.sleep(0)
+    find.replicas.remove(first)
+    await until(lambda: channel._connection is not before)
+    after = channel._connection
+    assert after
+
+    with pytest.raises(TimeoutError):
+        await late
+    assert await channel.call(b"x", 5) == b"second x"
+    assert not after.ended.done()
+    first.end()
+    second.end()
+
+
 async def test_a_channel_keeps_its_connection_while_the_same_replica_is_named(monkeypatch: pytest.MonkeyPatch):
     """Asking again costs a handle call and nothing else, also one that fails."""
     monkeypatch.setattr(rpc, "REDIAL_S", 0.02)
     replica = Replica()
     await replica.listen()
     find = Replicas(replica)
-    channel = RpcChannel(find)
+    channel = RpcChannel(find, bytes)
     await reply(channel)
     kept = channel._connection
     asked = find.asked
