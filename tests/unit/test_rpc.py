@@ -89,6 +89,17 @@ async def reply(channel: RpcChannel[bytes], request: bytes = b"") -> bytes:
                 await asyncio.sleep(0.01)
 
 
+async def connected_to_the_first_of_two() -> tuple[Replica, Replica, Replicas, RpcChannel[bytes]]:
+    """Two replicas, what names the first of them, and a channel to it."""
+    replicas = Replica("first "), Replica("second ")
+    for each in replicas:
+        await each.listen()
+    find = Replicas(*replicas)
+    channel = RpcChannel(find, bytes)
+    await reply(channel)
+    return *replicas, find, channel
+
+
 async def test_calls_overlap_and_each_has_its_own_reply():
     """The first one waits, those behind it do not; a reply of any size comes whole."""
     replica = Replica("a:")
@@ -297,12 +308,7 @@ async def test_a_connection_that_breaks_off_is_made_again():
 async def test_a_channel_moves_to_the_replica_that_is_named_now(monkeypatch: pytest.MonkeyPatch):
     """What is under way on the connection before is answered there, and then that is closed."""
     monkeypatch.setattr(rpc, "REDIAL_S", 0.05)
-    first, second = Replica("first "), Replica("second ")
-    await first.listen()
-    await second.listen()
-    find = Replicas(first, second)
-    channel = RpcChannel(find, bytes)
-    await reply(channel)
+    first, second, find, channel = await connected_to_the_first_of_two()
     before = channel._connection
     assert before
     under_way = asyncio.create_task(channel.call(b"wait", 5))
@@ -324,12 +330,7 @@ async def test_a_channel_moves_to_the_replica_that_is_named_now(monkeypatch: pyt
 async def test_a_call_that_fails_where_it_was_made_leaves_the_next_connection_alone(monkeypatch: pytest.MonkeyPatch):
     """What came of a replica that is left already says nothing of the other."""
     monkeypatch.setattr(rpc, "REDIAL_S", 0.05)
-    first, second = Replica("first "), Replica("second ")
-    await first.listen()
-    await second.listen()
-    find = Replicas(first, second)
-    channel = RpcChannel(find, bytes)
-    await reply(channel)
+    first, second, find, channel = await connected_to_the_first_of_two()
     before = channel._connection
     late = asyncio.create_task(channel.call(b"wait", 0.5))
     await asyncio.sleep(0)
