@@ -93,12 +93,15 @@ class HandleParts:
         if not self._writes.put(predictions):
             self._metrics.record(metrics.CACHE_ERRORS, operation="put")
 
-    async def _put_many(self, predictions: dict[str, Prediction]) -> None:
+    async def _put_many(self, predictions: dict[str, Prediction]) -> bool:
         try:
-            await ask(lambda: self._cache.put_many.remote(predictions), "cache", self._settings.request_timeout_s)
+            return await ask(
+                lambda: self._cache.put_many.remote(predictions), "cache", self._settings.request_timeout_s
+            )
         except IntentGraphError as error:
             logger.warning("keeping %d predictions failed: %s", len(predictions), error.detail)
             self._metrics.record(metrics.CACHE_ERRORS, operation="put")
+            return False
 
     async def keep_now(self, predictions: Mapping[str, Prediction]) -> None:
         """Keep predictions; when it returns, the store has them."""

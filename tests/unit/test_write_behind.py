@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.core.write_behind import WriteBehind
+from deployments.core.write_behind import PAUSE_AFTER_FAILURE_S, WriteBehind
 
 
 class Store:
@@ -14,10 +14,12 @@ class Store:
     def __init__(self) -> None:
         self.calls: list[dict[str, int]] = []
         self.paused_s: list[float] = []
+        self.takes = True
         self._released = asyncio.Event()
 
-    async def write(self, items: dict[str, int]) -> None:
+    async def write(self, items: dict[str, int]) -> bool:
         self.calls.append(items)
+        return self.takes
 
     async def sleep(self, time_s: float) -> None:
         self.paused_s.append(time_s)
@@ -75,6 +77,20 @@ async def test_beyond_the_bound_nothing_is_taken():
     assert store.calls == [{"a": 1, "b": 1}, {"c": 1, "d": 1}]
 
 
+async def test_where_writing_fails_items_gather_for_longer():
+    """From the first failure until a write succeeds; what failed is not written again."""
+    store = Store()
+    writes = writes_to(store)
+    await store.release()
+    for key, takes in [("a", False), ("b", False), ("c", True), ("d", True)]:
+        store.takes = takes
+        writes.put({key: 1})
+        await store.release()
+
+    assert store.paused_s == [0.1, PAUSE_AFTER_FAILURE_S, PAUSE_AFTER_FAILURE_S, 0.1]
+    assert store.calls == [{"a": 1}, {"b": 1}, {"c": 1}, {"d": 1}]
+
+
 async def test_a_write_outlives_the_request_that_brought_it():
     """Cancelling whoever put an item does not cancel its write."""
     store = Store()
@@ -97,11 +113,11 @@ async def test_a_defect_in_a_write_ends_no_later_one():
     store = Store()
     failing = [True]
 
-    async def write(items: dict[str, int]) -> None:
+    async def write(items: dict[str, int]) -> bool:
         if failing:
             failing.clear()
             raise ValueError
-        await store.write(items)
+        return await store.write(items)
 
     writes: WriteBehind[str, int] = WriteBehind(write, pause_s=0.1, max_items=9, max_waiting=9, sleep=store.sleep)
     writes.put({"a": 1})
@@ -143,9 +159,10 @@ async def test_what_is_not_written_yet_can_be_read():
             super().__init__()
             self.written = asyncio.Event()
 
-        async def write(self, items: dict[str, int]) -> None:
-            await super().write(items)
+        async def write(self, items: dict[str, int]) -> bool:
+            taken = await super().write(items)
             await self.written.wait()
+            return taken
 
     store = Slow()
     writes = writes_to(store)
