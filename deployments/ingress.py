@@ -68,9 +68,11 @@ class Ingress:
         self._service = IntentService(settings, artifact, self._parts, recorder)
         self._feedback = FeedbackService(settings, artifact, self._parts, recorder)
         self._purges = PurgeFollower(
-            lambda: subscribe(settings.predictions_url, CHANNEL, timeout_s=FOLLOW_TIMEOUT_S), self._service.local_tier
+            lambda: subscribe(settings.predictions_url, CHANNEL, timeout_s=FOLLOW_TIMEOUT_S),
+            self._service.local_tier,
+            self._parts.forget_unwritten,
         )
-        if settings.enable_caching and settings.local_tier_bytes:
+        if settings.enable_caching:
             self._purges.start()
         self._warming = asyncio.create_task(self._parts.health())  # a handle's first call is slow; let it be nobody's
 

@@ -34,7 +34,11 @@ class Lookups:
         self._metrics = recorder
         self._channel = RpcChannel(self._find_replica, predictions_from_json)
         self._groups: Coalescer[str, Prediction | None] = Coalescer(
-            self._get_group, max_items=settings.cache_max_group, max_waiting=MAX_WAITING, max_in_flight=CALLS_IN_FLIGHT
+            self._get_group,
+            max_items=settings.cache_max_group,
+            max_waiting=MAX_WAITING,
+            max_in_flight=CALLS_IN_FLIGHT,
+            cancels_unwaited=False,  # callers in a hurry leave before a replica that hangs has failed
         )
         self._breaker = CircuitBreaker("cache", self._answers, failures=MAX_FAILURES, recorder=recorder)
 

@@ -30,6 +30,8 @@ MAX_UNKEPT = 10_000
 """Fresh predictions that may wait to be kept; beyond it they are dropped, and computed again when asked for."""
 KEEP_PAUSE_S = 0.1
 """So long fresh predictions gather: nobody waits for them, and a call for each would cost 2 ms at both ends."""
+KEEP_FAILED_PAUSE_S = 1.0
+"""The same where the store refuses them: the calls would be for nothing, and what waits is answered from meanwhile."""
 RECORD_OVERHEAD_BYTES = 2048
 """What a feedback record has beside its text, at most: labels, user, keys."""
 PROBE_TIMEOUT_S = 1.0
@@ -60,7 +62,11 @@ class HandleParts:
         self._feedback = feedback
         self._lookups = Lookups(settings, cache, recorder)
         self._writes: WriteBehind[str, Prediction] = WriteBehind(
-            self._put_many, pause_s=KEEP_PAUSE_S, max_items=settings.cache_max_group, max_waiting=MAX_UNKEPT
+            self._put_many,
+            pause_s=KEEP_PAUSE_S,
+            failed_pause_s=KEEP_FAILED_PAUSE_S,
+            max_items=settings.cache_max_group,
+            max_waiting=MAX_UNKEPT,
         )
         self._requests: RequestLanes[Prediction | IntentGraphError] = RequestLanes(
             self._predict,
@@ -77,21 +83,21 @@ class HandleParts:
         )
 
     async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
-        """The kept prediction of each key; all misses when the cache is away."""
-        unwritten = {key: prediction for key in keys if (prediction := self.unwritten(key))}
-        elsewhere = [key for key in keys if key not in unwritten]
-        found = dict(zip(elsewhere, await self._lookups.get_many(elsewhere), strict=True)) if elsewhere else {}
-        # Again afterwards: a prediction that came meanwhile was not in the store yet when that was asked.
-        return [unwritten.get(key) or found.get(key) or self.unwritten(key) for key in keys]
+        """What the store has under each key; all misses when the cache is away."""
+        return await self._lookups.get_many(keys)
 
     def unwritten(self, key: str) -> Prediction | None:
         """A kept prediction that is still on its way into the store."""
         return self._writes.get(key)
 
+    def forget_unwritten(self) -> None:
+        """Keep none of the predictions that wait to be written: what is purged is not to come after."""
+        self._writes.clear()
+
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         """Have fresh predictions kept after the answer; dropped and counted when too many wait."""
         if not self._writes.put(predictions):
-            self._metrics.record(metrics.CACHE_ERRORS, operation="put")
+            self._metrics.record(metrics.CACHE_DROPPED, len(predictions))
 
     async def _put_many(self, predictions: dict[str, Prediction]) -> bool:
         try:
@@ -110,11 +116,13 @@ class HandleParts:
             raise Unavailable("the prediction store does not keep what is computed")
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """Delete the predictions under `keys`; give how many there were. Those still to be kept are not waited for."""
+        """Delete the predictions under `keys`; give how many there were. One being written just now may come after."""
+        self.forget_unwritten()
         return await ask(lambda: self._cache.purge.remote(keys), "cache", self._settings.request_timeout_s)
 
     async def purge_all(self) -> int:
-        """Delete every prediction; give how many there were. Those still to be kept are not waited for."""
+        """Delete every prediction; give how many there were. One being written just now may come after."""
+        self.forget_unwritten()
         return await ask(self._cache.purge_all.remote, "cache", self._settings.request_timeout_s)
 
     async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:

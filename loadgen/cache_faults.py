@@ -1,12 +1,13 @@
 """What the service does while its prediction store fails: `python -m loadgen.cache_faults`.
 
-    without a cache → warm → well → the fault → well again → without a cache → …
+    without a cache → warm → well → the fault → well again → without a cache
 
-The same open loop over few texts each time. Without a cache (`Cache-Control: no-store`) before and after each fault,
-because machines have their phases, and compared in the same seconds, because a burst of arrivals makes the slowest
-calls. A store that fails may cost model calls and nothing else: no request fails, the slowest are hardly slower than
-without any cache, and hits come back soon after the store does. The service is started here, with one model replica
-and on stores of this command's own: a fault is done to them.
+An open loop over few texts, three times for each fault. Without a cache (`Cache-Control: no-store`) before and after
+it, because machines have their phases; with the same arrivals, and compared in the same seconds, because a burst makes
+the slowest calls; other arrivals for the next fault, so that no burst decides for all. A store that fails may cost
+model calls and nothing else: no request fails, the slowest are hardly slower than without any cache, and hits come back
+soon after the store does. The service is started here, with one model replica and on stores of this command's own: a
+fault is done to them.
 """
 
 import contextlib
@@ -67,8 +68,8 @@ class Fault:
     """What happens to a store, and how that ends: both are given the store that `store` starts in a folder.
 
     One that `ends_itself` lasts no set time: `end` does nothing but wait for it, from the beginning on. Without
-    `local_tier` the replicas keep nothing in memory, so every hit is the store's: one that lost what the memory still
-    has would otherwise not be seen to take writes again.
+    `local_tier` the replicas have in memory but what waits to be written, so nearly every hit is the store's: one that
+    lost what the memory still has would otherwise not be seen to take writes again.
     """
 
     name: str
@@ -118,7 +119,7 @@ class Plan(BaseModel):
     texts: int = Field(500, ge=1)
     warmup_s: int = Field(3, ge=0)
     before_s: int = Field(5, ge=2)
-    fault_s: int = Field(10, ge=2)
+    fault_s: int = Field(20, ge=2)
     after_s: int = Field(8, ge=7)
     max_lag_ms: float = Field(25.0, gt=0)
 
@@ -128,9 +129,13 @@ class Plan(BaseModel):
             raise ValueError(f"a fault's run takes {total_s} s; over {MAX_WINDOWS} s it is not kept second by second")
         return self
 
-    def load(self, url: str, *, kept: bool) -> Load:
-        """Few texts that nobody has sent, as often each, for the length of a fault's run; `kept`: sent once before."""
+    def load(self, url: str, seed: int, *, kept: bool) -> Load:
+        """Few texts that nobody has sent, as often each, for the length of a fault's run; `kept`: sent once before.
+
+        `seed`: that of the arrivals.
+        """
         traffic = {
+            "seed": seed,
             "rate": self.rate,
             "zipf_s": 0,
             "distinct": self.texts,
@@ -245,11 +250,12 @@ def run_plan(plan: Plan, faults: Sequence[Fault], settings: Mapping[str, object]
         with tempfile.TemporaryDirectory(prefix="intents-") as folder, _stores(store_of, Path(folder)) as (store, log):
             urls = {"redis_url": store.url, "feedback_redis_url": log.url}
             with started_or(None, **settings, **urls, **tier) as (url, _):
-                uncached = [_uncached(plan, url, display)]
                 for fault in alike:
-                    run = _under(plan, fault, store, url, display)
-                    uncached.append(_uncached(plan, url, display))
-                    found.append(seen(fault.name, uncached[-2:], *run))
+                    display.tell(f"{fault.name}: without a cache, the fault, without a cache")
+                    bare, kept = (plan.load(url, FAULTS.index(fault), kept=kept) for kept in (False, True))
+                    before = _measured(bare, display)
+                    run = _under(plan, fault, store, kept, display)
+                    found.append(seen(fault.name, [before, _measured(bare, display)], *run))
     return Found(command=command(), stamp=stamp(), plan=plan, faults=found)
 
 
@@ -260,16 +266,10 @@ def _stores(store_of: Callable[[Path], AbstractContextManager[Store]], folder: P
         yield store, log
 
 
-def _uncached(plan: Plan, url: str, display: Display) -> Report:
-    display.tell("without a cache")
-    return _measured(plan.load(url, kept=False), display)
-
-
-def _under(plan: Plan, fault: Fault, store: Store, url: str, display: Display) -> tuple[Report, float, float]:
+def _under(plan: Plan, fault: Fault, store: Store, load: Load, display: Display) -> tuple[Report, float, float]:
     """The run in which a fault was done, and when that began and ended."""
-    display.tell(fault.name)
     switch = switched(plan, fault, store, display)
-    report = _measured(plan.load(url, kept=True), switch)
+    report = _measured(load, switch)
     if switch.begun_s is None or switch.ended_s is None:
         raise LoadError(f"{fault.name}: the run ended early: {report.ended}; {'; '.join(report.invalid_because)}")
     return report, switch.begun_s, switch.ended_s
@@ -448,7 +448,7 @@ def main(
     ] = None,
     rate: Annotated[float, typer.Option(help="Calls a second.")] = 100.0,
     texts: Annotated[int, typer.Option(help="How many texts there are.")] = 500,
-    duration: Annotated[int, typer.Option(help="Seconds of each fault that does not end by itself.")] = 10,
+    duration: Annotated[int, typer.Option(help="Seconds of each fault that does not end by itself.")] = 20,
     max_lag_ms: Annotated[float, typer.Option(help="A run is invalid when the p99 of its send lag is over it.")] = 25.0,
     settings: Annotated[
         list[str] | None,
@@ -457,7 +457,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     readme: Annotated[Path | None, typer.Option(help="Also put the table into this file, between its marks.")] = None,
 ) -> None:
-    """Do to the prediction store what may happen to it, and see what callers notice; about a quarter of an hour."""
+    """Do to the prediction store what may happen to it, and see what callers notice; about 25 minutes."""
     with clear_errors(), interrupted_by_any_signal():
         check_keeping(out, readme, MARK)
         plan: Plan = built(Plan, rate=rate, texts=texts, fault_s=duration, max_lag_ms=max_lag_ms)

@@ -24,13 +24,15 @@ class Coalescer(Generic[T, R]):
     """Turns many `submit` calls into few calls of `send`, each carrying a list.
 
     `send(items)` returns one result an item, in order; when it raises, every item of that group gets the exception.
-    Cancelling a `submit` takes its own items out and fails no other; a call nobody waits for is cancelled.
+    Cancelling a `submit` takes its own items out and fails no other; a call nobody waits for is cancelled if
+    `cancels_unwaited`.
 
     Args:
         send: Carries a group and brings its results.
         max_items: Most items of a group.
         max_waiting: Most items that wait for a call; beyond it `Overloaded`.
         max_in_flight: Calls under way at once.
+        cancels_unwaited: False for a call that ends soon by itself and whose end `send` learns from.
         size_bytes: The size of an item; a group, save for a single larger item, has at most `max_bytes`.
         max_bytes: Inter-replica gRPC takes 4 MiB a message, and answers must fit too.
     """
@@ -42,6 +44,7 @@ class Coalescer(Generic[T, R]):
         max_items: int,
         max_waiting: int,
         max_in_flight: int = 1,
+        cancels_unwaited: bool = True,
         size_bytes: Callable[[T], int] = lambda _: 0,
         max_bytes: int = 1024 * 1024,
     ) -> None:
@@ -49,6 +52,7 @@ class Coalescer(Generic[T, R]):
         self._max_items = max_items
         self._max_waiting = max_waiting
         self._max_in_flight = max_in_flight
+        self._cancels_unwaited = cancels_unwaited
         self._size_bytes = size_bytes
         self._max_bytes = max_bytes
         self._waiting: OrderedDict[asyncio.Future[R], T] = OrderedDict()  # who leaves takes up no room
@@ -88,7 +92,8 @@ class Coalescer(Generic[T, R]):
                 call = asyncio.create_task(self._deliver(group), context=contextvars.Context())
                 self._calls.add(call)
                 call.add_done_callback(self._call_ended)
-                _cancel_when_nobody_waits(call, [future for future, _ in group])
+                if self._cancels_unwaited:
+                    _cancel_when_nobody_waits(call, [future for future, _ in group])
 
     def _next_group(self) -> list[_Waiting[R, T]]:
         group: list[_Waiting[R, T]] = []

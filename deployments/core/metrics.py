@@ -96,6 +96,9 @@ CACHE_ERRORS = Metric(
     "Round trips to the prediction store that failed or ran out of time, by operation: get put ping purge delete.",
     ("operation",),
 )
+CACHE_DROPPED = Metric(
+    "intent_cache_dropped_total", "counter", "Fresh predictions that were not kept because too many waited to be."
+)
 BREAKER_OPEN = Metric(
     "intent_cache_breaker_open",
     "gauge",
@@ -175,6 +178,7 @@ ALL = (
     LOCAL_BYTES,
     JOINED,
     CACHE_ERRORS,
+    CACHE_DROPPED,
     BREAKER_OPEN,
     CACHE_CORRUPT,
     CACHE_GROUP_SIZE,

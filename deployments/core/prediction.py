@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
+from pydantic import FiniteFloat, TypeAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +16,10 @@ class Prediction:
     """
 
     intent: str
-    confidence: float
+    confidence: FiniteFloat
     complexity: str
     techniques: tuple[str, ...]
-    scores: dict[str, float]
+    scores: dict[str, FiniteFloat]
     tokens: int
     truncated: bool
     model_version: str

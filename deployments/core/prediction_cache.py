@@ -69,7 +69,7 @@ class PredictionCache:
         self._metrics = recorder
         self._random = random_source or random.Random()  # noqa: S311 — spreads expiry times, guards nothing
         self._corrupt: WriteBehind[str, None] = WriteBehind(
-            self._delete, pause_s=0, max_items=MAX_CORRUPT_GROUP, max_waiting=MAX_CORRUPT
+            self._delete, pause_s=0, failed_pause_s=0, max_items=MAX_CORRUPT_GROUP, max_waiting=MAX_CORRUPT
         )
         self._breaker = CircuitBreaker("prediction store", self._is_back, failures=MAX_FAILURES, recorder=recorder)
         self._failing: set[str] = set()

@@ -1,7 +1,8 @@
 """Hearing of purges: each ingress replica subscribes to the prediction store, where whoever purges says so.
 
 The message itself is empty: a purge of anything empties the local tier, which the prediction store fills again within a
-moment. While there is no subscription the tier stays closed, for a purge could pass unheard.
+moment, and lets go of what waits to be written there. While there is no subscription the tier stays closed, for a purge
+could pass unheard.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ class PurgeFollower:
     Args:
         subscribe: Subscribes to `CHANNEL`; the messages end only with an error, also when the store falls silent.
         tier: The tier of this process.
+        forget_unwritten: Lets go of this process's predictions that wait to be written.
         jitter: Gives numbers in [0, 1), so that replicas do not reconnect in step.
     """
 
@@ -32,11 +34,13 @@ class PurgeFollower:
         self,
         subscribe: Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]],
         tier: LocalTier,
+        forget_unwritten: Callable[[], None],
         *,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._subscribe = subscribe
         self._tier = tier
+        self._forget_unwritten = forget_unwritten
         self._jitter = jitter
         self._task: asyncio.Task[None] | None = None
         self._pause_s = FIRST_PAUSE_S
@@ -69,5 +73,6 @@ class PurgeFollower:
                 self._pause_s = FIRST_PAUSE_S
                 async for _ in purges:
                     self._tier.clear()
+                    self._forget_unwritten()
         finally:
             self._tier.close()

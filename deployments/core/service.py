@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -51,7 +51,7 @@ class Parts(Protocol):
     """What the service needs of the rest of the graph. Every call is bounded in time by whoever implements it."""
 
     async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
-        """The kept prediction of each key; None for a miss. Never raises: a cache that is away is all misses."""
+        """What the store has under each key; None for a miss. Never raises: a cache that is away is all misses."""
 
     def unwritten(self, key: str) -> Prediction | None:
         """A kept prediction that is still on its way into the store."""
@@ -242,7 +242,7 @@ class IntentService:
         spent_s = self._clock() - started_s
         if key not in found:
             return LookedUp(started_s, 1000 * spent_s)
-        answer = self._answer(text, found[key], "hit-redis", asked)
+        answer = self._answer(text, *found[key], asked)
         self._metrics.record(metrics.LOCAL_LOOKUPS, result="miss")
         self._count((answer,), spent_s)
         return answer
@@ -263,24 +263,17 @@ class IntentService:
     async def _fetch(self, texts: Sequence[str], asked: _Asked) -> dict[str, Answer]:
         """Answer distinct texts from the cache deployment and the model."""
         keys = {text: self._key(text) for text in texts}
-        kept: dict[str, Prediction] = {}
+        found: dict[str, tuple[Prediction, CacheState]] = {}
         if asked.looked_up:
             asked.stages.spent_ms["cache"] = asked.looked_up.spent_ms
-            kept = {key: prediction for key in keys.values() if (prediction := self._parts.unwritten(key))}
+            found = self._unwritten(keys.values())
         elif asked.policy.read:
             with asked.stages.measure("cache"):
-                kept = await self._look_up(list(dict.fromkeys(keys.values())))
-        fresh: dict[str, Prediction] = {}
-        if missing := {key: text for text, key in keys.items() if key not in kept}:
+                found = await self._look_up(list(dict.fromkeys(keys.values())))
+        if missing := {key: text for text, key in keys.items() if key not in found}:
             with asked.stages.measure("model"):
-                fresh = await self._predict(missing, asked)
-        if asked.policy.write:
-            self._keep(fresh)
-        states: dict[str, CacheState] = dict.fromkeys(kept, "hit-redis")
-        predictions = kept | fresh
-        return {
-            text: self._answer(text, predictions[key], states.get(key, "miss"), asked) for text, key in keys.items()
-        }
+                found |= {key: (fresh, "miss") for key, fresh in (await self._predict(missing, asked)).items()}
+        return {text: self._answer(text, *found[key], asked) for text, key in keys.items()}
 
     def _answer(self, text: str, prediction: Prediction, cache_state: CacheState, asked: _Asked) -> Answer:
         """Lay the correction in force over a prediction, and have the answer at hand for the next caller."""
@@ -312,22 +305,36 @@ class IntentService:
         """Whether it may be kept: while an update rolls out, a model replica of the other version may answer."""
         return prediction.model_version == self._artifact.version
 
-    async def _look_up(self, keys: Sequence[str]) -> dict[str, Prediction]:
-        found = await self._parts.look_up(keys)
-        return {key: prediction for key, prediction in zip(keys, found, strict=True) if prediction}
+    async def _look_up(self, keys: Sequence[str]) -> dict[str, tuple[Prediction, CacheState]]:
+        """The predictions that are kept, and where."""
+        found = self._unwritten(keys)
+        if elsewhere := [key for key in keys if key not in found]:
+            stored = zip(elsewhere, await self._parts.look_up(elsewhere), strict=True)
+            found |= {key: (prediction, "hit-redis") for key, prediction in stored if prediction}
+            # Again: a prediction that came meanwhile was not in the store yet when that was asked.
+            found |= self._unwritten(key for key in elsewhere if key not in found)
+        return found
+
+    def _unwritten(self, keys: Iterable[str]) -> dict[str, tuple[Prediction, CacheState]]:
+        """The predictions that are still on their way into the store, in this replica's memory."""
+        return {key: (prediction, "hit-local") for key in keys if (prediction := self._parts.unwritten(key))}
 
     async def _predict(self, missing: Mapping[str, str], asked: _Asked) -> dict[str, Prediction]:
-        """The model's predictions; one for all who ask for a text now, save those who ask the model itself."""
+        """The model's predictions; one for all who ask for a text now, save those who ask the model itself.
+
+        They are kept if the request lets them be, also beside a text at which it fails.
+        """
         timeout_s = asked.leaves_s - self._clock()
         if asked.policy.read:
             outcomes = await self._flights.get(missing, timeout_s)
         else:
             outcomes = dict(zip(missing, await self._parts.predict(list(missing.values()), timeout_s), strict=True))
-        predictions = {}
-        for key, outcome in outcomes.items():
+        predictions = {key: each for key, each in outcomes.items() if not isinstance(each, IntentGraphError)}
+        if asked.policy.write:
+            self._keep(predictions)
+        for outcome in outcomes.values():
             if isinstance(outcome, IntentGraphError):
                 raise outcome
-            predictions[key] = outcome
         return predictions
 
     def _count(self, answers: Sequence[Answer], duration_s: float) -> None:
@@ -353,7 +360,8 @@ class IntentService:
             async with _deadline(self._settings.request_timeout_s):
                 if request.texts is None:
                     return PurgeResponse(deleted=await self._parts.purge_all())
-                return PurgeResponse(deleted=await self._parts.purge([self._key(text) for text in request.texts]))
+                keys = await asyncio.to_thread(self._by_key, request.texts)
+                return PurgeResponse(deleted=await self._parts.purge(list(keys)))
         finally:
             self.local_tier.clear()  # the other replicas' tiers hear of it from the store
 

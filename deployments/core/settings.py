@@ -69,7 +69,9 @@ class Settings(BaseSettings):
         32 * 1024 * 1024, ge=0, description="Memory of each ingress replica for ready answers; 0: none are kept there."
     )
     local_tier_ttl_s: float = Field(300.0, gt=0, description="Seconds an ingress replica serves an answer from memory.")
-    cache_max_group: int = Field(512, ge=1, le=4096, description="Most look-ups one round trip carries.")
+    cache_max_group: int = Field(
+        512, ge=1, le=4096, description="Most look-ups, or predictions to keep, that one round trip carries."
+    )
 
     # Model
     model_artifact: Path | None = Field(None, description="Folder of the model artifact; the shipped one when absent.")

@@ -2,8 +2,6 @@
 
 Unlike those of a look-up (`coalesce`), a call's items may wait on a timer here, for they keep nobody waiting. What is
 being gathered is bounded, and lost when its process ends: this is for values that can be computed again.
-
-Where writing fails, items gather for longer: the calls would be for nothing, and what waits can be read here meanwhile.
 """
 
 import asyncio
@@ -11,8 +9,6 @@ import contextvars
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import islice
 from typing import Generic, TypeVar
-
-PAUSE_AFTER_FAILURE_S = 1.0
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -23,7 +19,8 @@ class WriteBehind(Generic[K, V]):
 
     Args:
         write: Writes some items, and tells whether they are written; it deals with its failures itself.
-        pause_s: Time in which items gather, after a write that failed `PAUSE_AFTER_FAILURE_S`.
+        pause_s: Time in which items gather.
+        failed_pause_s: The same after a write that failed.
         max_items: Most items of a call.
         max_waiting: Most items that wait.
         sleep: Waits so many seconds.
@@ -34,12 +31,14 @@ class WriteBehind(Generic[K, V]):
         write: Callable[[dict[K, V]], Awaitable[bool]],
         *,
         pause_s: float,
+        failed_pause_s: float,
         max_items: int,
         max_waiting: int,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._write = write
         self._pause_s = pause_s
+        self._failed_pause_s = failed_pause_s
         self._max_items = max_items
         self._max_waiting = max_waiting
         self._sleep = sleep
@@ -62,13 +61,18 @@ class WriteBehind(Generic[K, V]):
         """What is not written yet: whoever reads elsewhere would miss it, or find what it replaces."""
         return self._waiting.get(key) or self._being_written.get(key)
 
+    def clear(self) -> None:
+        """Write nothing of what waits; what is being written stays so."""
+        self._waiting.clear()
+
     async def _write_all(self) -> None:
         try:
             while self._waiting:
-                await self._sleep(PAUSE_AFTER_FAILURE_S if self._failed else self._pause_s)
-                oldest = list(islice(self._waiting, self._max_items))
-                self._being_written = {key: self._waiting.pop(key) for key in oldest}
-                self._failed = not await self._write(self._being_written)
-                self._being_written = {}
+                await self._sleep(self._failed_pause_s if self._failed else self._pause_s)
+                if oldest := list(islice(self._waiting, self._max_items)):
+                    self._being_written = {key: self._waiting.pop(key) for key in oldest}
+                    self._failed = not await self._write(self._being_written)
+                    self._being_written = {}
         finally:
+            self._being_written = {}
             self._writer = None

@@ -263,7 +263,7 @@ class Handlers:
         request.state.log = {"texts": texts}
         try:
             options: dict[str, Any] = {
-                "policy": CachePolicy.from_header(request.headers.get("cache-control", "")),
+                "policy": CachePolicy.from_header(",".join(request.headers.getlist("cache-control"))),
                 "scores": flag(request, "scores"),
                 "timeout_s": timeout_s(request),
                 "looked_up": request.scope.get(LOOKED_UP),

@@ -58,6 +58,7 @@ class FakeParts:
 
     def __init__(self) -> None:
         self.kept: dict[str, Prediction] = {}
+        self.waiting: dict[str, Prediction] = {}
         self.corrections: dict[str, Correction] = {}
         self.outcomes: dict[str, Prediction | IntentGraphError] = {}
         self.purge_error: IntentGraphError | None = None
@@ -70,7 +71,7 @@ class FakeParts:
         return [self.kept.get(key) for key in keys]
 
     def unwritten(self, key: str) -> Prediction | None:
-        return None
+        return self.waiting.get(key)
 
     def keep(self, predictions: Mapping[str, Prediction]) -> None:
         self.kept |= predictions

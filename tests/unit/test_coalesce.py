@@ -168,6 +168,25 @@ async def test_a_call_nobody_waits_for_is_cancelled():
     assert cancelled.is_set()
 
 
+async def test_a_call_that_is_to_end_by_itself_goes_on_without_callers():
+    """Its end tells `send` how the other side is."""
+    ended = asyncio.Event()
+    released = asyncio.Event()
+
+    async def send(items: list[int]) -> list[int]:
+        await released.wait()
+        ended.set()
+        return items
+
+    tasks = await submit_all(Coalescer(send, max_items=10, max_waiting=100, cancels_unwaited=False), [1, 2])
+    tasks[0].cancel()
+    await asyncio.sleep(0)
+    released.set()
+    await asyncio.wait_for(ended.wait(), 1)
+
+    assert tasks[0].cancelled()
+
+
 async def test_a_call_runs_in_nobodys_context():
     """Serve cancels what a request's context started when its client leaves; a group is many clients'."""
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="nobody's")

@@ -80,6 +80,14 @@ def test_a_hits_body_is_the_misses_byte_for_byte(client: TestClient):
     assert "model;dur=" in miss.headers["Server-Timing"]
 
 
+def test_cache_control_may_come_in_several_lines(client: TestClient):
+    """They count as one list (RFC 9110, section 5.3)."""
+    headers = [("Cache-Control", "max-age=0"), ("Cache-Control", "no-store")]
+    states = [client.post(CLASSIFY, json={"text": "a"}, headers=headers).headers["X-Cache"] for _ in range(2)]
+
+    assert [*states, client.post(CLASSIFY, json={"text": "a"}).headers["X-Cache"]] == ["bypass", "bypass", "miss"]
+
+
 def test_a_batch_carries_one_cache_state_a_text(client: TestClient):
     """In the order of the texts."""
     client.post(CLASSIFY, json={"text": "b"})

@@ -231,9 +231,9 @@ class TestUsage:
 
     def test_texts_are_kept_for_faults_and_not_without_a_cache(self, tmp_path: Path):
         """The same load otherwise."""
-        kept, bare = (Plan(fault_s=9).load("http://127.0.0.1:1", kept=kept) for kept in (True, False))
+        kept, bare = (Plan(fault_s=9).load("http://127.0.0.1:1", 3, kept=kept) for kept in (True, False))
 
         assert (kept.start, bare.start) == ("warm", "as-is")
         assert (kept.no_store, bare.no_store) == (False, True)
         assert kept.traffic.model_copy(update={"text_seed": bare.traffic.text_seed}) == bare.traffic
-        assert (kept.traffic.rate, kept.traffic.duration_s) == (100, 22)
+        assert (kept.traffic.seed, kept.traffic.rate, kept.traffic.duration_s) == (3, 100, 22)

@@ -192,6 +192,32 @@ async def test_a_cache_whose_store_is_away_is_left_alone():
     assert await asked.get_many(["a"]) == [prediction("a")]
 
 
+async def test_a_cache_that_hangs_is_left_alone_also_when_callers_leave_before_it_has_failed():
+    """Who gives up within `lookup_timeout_ms` would wait for it each time."""
+    replica, recorder = CacheReplica(), CountingMetrics()
+    await replica.listen()
+    asked = lookups(replica, recorder, lookup_timeout_ms=100)
+    await connected(asked)
+    replica.error = Unavailable("hangs")
+
+    async def hang(_request: bytes) -> bytes:
+        return await asyncio.Event().wait()
+
+    replica.reply = hang
+
+    async def in_a_hurry() -> bool:
+        try:
+            async with asyncio.timeout(0.02):
+                return await asked.get_many(["a"]) == [None]
+        except TimeoutError:
+            return False
+
+    async with asyncio.timeout(5):
+        while not await in_a_hurry():
+            pass
+    assert asked._breaker.is_open
+
+
 async def test_a_cache_without_a_port_of_its_own_takes_look_ups_by_handle(monkeypatch: pytest.MonkeyPatch):
     """Ray may know its node by an address that the node does not have: 203.0.113.0/24 is nobody's (RFC 5737)."""
     monkeypatch.setattr(cache, "host_for_replicas", lambda: "203.0.113.1")

@@ -22,6 +22,12 @@ from deployments.core.text import PREDICTION_KEYS, prediction_key
 from tests.unit.fakes import CountingMetrics, prediction
 from tests.unit.stores import becomes_true
 
+ENDLESS = (
+    b'{"schema":1,"prediction":{"intent":"a","confidence":1e999,"complexity":"simple","techniques":[],"scores":{},'
+    b'"tokens":1,"truncated":false,"model_version":"v1"}}'
+)
+"""JSON that reads as infinity, which no JSON can carry on."""
+
 
 @pytest.fixture
 def counted() -> CountingMetrics:
@@ -66,6 +72,21 @@ async def test_keeping_says_whether_the_store_has_it(store, counted: CountingMet
     assert await predictions.put_many({"a": prediction()}) is False
 
 
+async def test_a_full_store_is_looked_up_in_and_purged_but_takes_nothing(store, counted: CountingMetrics):
+    """Where it is told to evict nothing."""
+    client = store[1]
+    predictions = cache(client, counted)
+    await predictions.put_many({"a": prediction("a"), "b": prediction("b")})
+    await client.config_set("maxmemory-policy", "noeviction")
+    await client.config_set("maxmemory", 1)
+
+    assert await predictions.put_many({"c": prediction()}) is False
+    assert await predictions.get_many(["a", "c"]) == [prediction("a"), None]
+    assert await predictions.purge(["a"]) == 1
+    assert await predictions.get_many(["a", "b"]) == [None, prediction("b")]
+    assert not predictions.is_left_alone
+
+
 async def test_times_to_live_are_spread(store, counted: CountingMetrics):
     """100 s ± 10 %, so that what was kept together does not expire together."""
     client = store[1]
@@ -76,7 +97,9 @@ async def test_times_to_live_are_spread(store, counted: CountingMetrics):
     assert max(lives) - min(lives) > 10_000
 
 
-@pytest.mark.parametrize("value", [b"", b"garbage", b"{}", b'{"schema":2,"prediction":{}}', b"\xff", b"[1]", b"null"])
+@pytest.mark.parametrize(
+    "value", [b"", b"garbage", b"{}", b'{"schema":2,"prediction":{}}', b"\xff", b"[1]", b"null", ENDLESS]
+)
 async def test_a_foreign_or_damaged_value_is_a_miss_counted_and_deleted(store, counted: CountingMetrics, value: bytes):
     """Whatever stands under the key; what stands beside it stays."""
     await store[1].set("a", value)

@@ -45,8 +45,14 @@ def channel() -> Channel:
 
 
 @pytest.fixture
-async def follower(channel: Channel, tier: LocalTier) -> AsyncIterator[PurgeFollower]:
-    follower = PurgeFollower(channel.subscribe, tier, jitter=lambda: 0.0)
+def forgotten() -> list[str]:
+    """Grows each time that what waits to be written is to be let go of."""
+    return []
+
+
+@pytest.fixture
+async def follower(channel: Channel, tier: LocalTier, forgotten: list[str]) -> AsyncIterator[PurgeFollower]:
+    follower = PurgeFollower(channel.subscribe, tier, lambda: forgotten.append("unwritten"), jitter=lambda: 0.0)
     follower.start()
     await turns()
     yield follower
@@ -62,14 +68,17 @@ def keep(tier: LocalTier) -> None:
     tier.put("a", Kept(b"{}", "key", None), scores=False, generation=tier.generation)
 
 
-async def test_a_purge_empties_the_tier_and_leaves_it_open(follower: PurgeFollower, channel: Channel, tier: LocalTier):
-    """Until then it keeps what it is given, and goes on doing so."""
+async def test_a_purge_empties_the_tier_and_leaves_it_open(
+    follower: PurgeFollower, channel: Channel, tier: LocalTier, forgotten: list[str]
+):
+    """Until then it keeps what it is given, and goes on doing so; what waits to be written goes too."""
     keep(tier)
-    kept_before = len(tier)
+    before = len(tier), len(forgotten)
     channel.say(b"")
     await turns()
 
-    assert (kept_before, len(tier), tier.is_open) == (1, 0, True)
+    assert (before, len(tier), tier.is_open) == ((1, 0), 0, True)
+    assert forgotten == ["unwritten"]
 
 
 async def test_losing_the_subscription_closes_the_tier_until_there_is_another(
@@ -102,7 +111,7 @@ async def test_the_log_names_the_error_and_not_its_words(
 
 async def test_after_its_end_the_tier_is_closed(channel: Channel, tier: LocalTier):
     """Nobody listens any more."""
-    follower = PurgeFollower(channel.subscribe, tier)
+    follower = PurgeFollower(channel.subscribe, tier, lambda: None)
     follower.start()
     await turns()
     was_open = tier.is_open

@@ -20,7 +20,7 @@ from deployments.core.errors import (
 from deployments.core.prediction import Prediction
 from deployments.core.service import Answer, CachePolicy, IntentService
 from deployments.core.settings import Settings
-from deployments.core.text import correction_key
+from deployments.core.text import correction_key, prediction_key
 from tests.unit.fakes import CountingMetrics, FakeParts, artifact, prediction
 
 
@@ -262,6 +262,46 @@ async def test_a_warmed_text_is_a_hit_at_its_first_request(service: IntentServic
     assert (warmed.requested, warmed.already_cached, warmed.computed) == (5, 1, 2)
     assert answers.cache_states == ["hit-redis"] * 3
     assert parts.predicted == ["a", "b", "c"]
+
+
+async def test_what_is_on_its_way_into_the_store_is_a_hit_but_not_warmed(service: IntentService, parts: FakeParts):
+    """The store may yet refuse it."""
+    key = prediction_key("a", artifact().normalisation, artifact().version)
+    parts.waiting[key] = prediction("a", "translation")
+    answers = await service.classify(["a", "b"])
+    looked_up = parts.looked_up
+    alone = await service.classify(["a"])
+    warmed = await service.warm(WarmRequest(texts=("a",)))
+
+    assert answers.cache_states == ["hit-local", "miss"]
+    assert (alone.cache_states, parts.looked_up - looked_up) == (["hit-local"], 1)
+    assert (warmed.already_cached, warmed.computed) == (0, 1)
+    assert list(parts.kept) == [prediction_key("b", artifact().normalisation, artifact().version), key]
+
+
+async def test_a_prediction_that_comes_during_its_look_up_is_a_hit():
+    """It was not in the store yet when that was asked."""
+
+    class Slow(FakeParts):
+        async def look_up(self, keys: Sequence[str]) -> list[Prediction | None]:
+            found = await super().look_up(keys)
+            self.waiting |= {key: prediction() for key in keys}
+            return found
+
+    parts = Slow()
+    answers = await IntentService(Settings(), artifact(), parts, CountingMetrics()).classify(["a"])
+
+    assert (answers.cache_states, parts.predicted) == (["hit-local"], [])
+
+
+async def test_beside_a_text_at_which_the_model_fails_the_others_are_kept(service: IntentService, parts: FakeParts):
+    """The request fails; sent again without that text it need not be computed again."""
+    parts.outcomes["bad"] = Internal("the model failed")
+
+    with pytest.raises(Internal):
+        await service.classify(["a", "bad", "b"])
+    answers = await service.classify(["a", "b"])
+    assert answers.cache_states == ["hit-redis"] * 2
 
 
 async def test_warmed_twice_is_computed_once(service: IntentService, parts: FakeParts):

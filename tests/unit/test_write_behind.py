@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.core.write_behind import PAUSE_AFTER_FAILURE_S, WriteBehind
+from deployments.core.write_behind import WriteBehind
 
 
 class Store:
@@ -33,7 +33,14 @@ class Store:
 
 
 def writes_to(store: Store, *, max_items: int = 100, max_waiting: int = 100) -> WriteBehind[str, int]:
-    return WriteBehind(store.write, pause_s=0.1, max_items=max_items, max_waiting=max_waiting, sleep=store.sleep)
+    return WriteBehind(
+        store.write,
+        pause_s=0.1,
+        failed_pause_s=1.0,
+        max_items=max_items,
+        max_waiting=max_waiting,
+        sleep=store.sleep,
+    )
 
 
 async def test_what_comes_during_a_pause_goes_in_one_call():
@@ -87,7 +94,7 @@ async def test_where_writing_fails_items_gather_for_longer():
         writes.put({key: 1})
         await store.release()
 
-    assert store.paused_s == [0.1, PAUSE_AFTER_FAILURE_S, PAUSE_AFTER_FAILURE_S, 0.1]
+    assert store.paused_s == [0.1, 1.0, 1.0, 0.1]
     assert store.calls == [{"a": 1}, {"b": 1}, {"c": 1}, {"d": 1}]
 
 
@@ -117,14 +124,33 @@ async def test_a_defect_in_a_write_ends_no_later_one():
         if failing:
             failing.clear()
             raise ValueError
-        return await store.write(items)
+        return await Store.write(store, items)
 
-    writes: WriteBehind[str, int] = WriteBehind(write, pause_s=0.1, max_items=9, max_waiting=9, sleep=store.sleep)
+    store.write = write
+    writes = writes_to(store)
     writes.put({"a": 1})
+    await store.release()
+    left = writes.get("a")
+    writes.put({"b": 1})
+    await store.release()
+
+    assert left is None
+    assert store.calls == [{"b": 1}]
+
+
+async def test_what_waits_can_be_let_go_of():
+    """It is neither written nor read any more; what comes later is."""
+    store = Store()
+    writes = writes_to(store)
+    writes.put({"a": 1})
+    await asyncio.sleep(0)
+    writes.clear()
+    left = writes.get("a")
     await store.release()
     writes.put({"b": 1})
     await store.release()
 
+    assert left is None
     assert store.calls == [{"b": 1}]
 
 
