@@ -1,13 +1,13 @@
 """What the service does while its prediction store fails: `python -m loadgen.cache_faults`.
 
-    without a cache → warm → well → the fault → well again → without a cache
+    without a cache │ warm → well → the fault → well again │ warm → … │ without a cache
 
-An open loop over few texts, three times for each fault. Without a cache (`Cache-Control: no-store`) before and after
-it, because machines have their phases; with the same arrivals, and compared in the same seconds, because a burst makes
-the slowest calls; other arrivals for the next fault, so that no burst decides for all. A store that fails may cost
-model calls and nothing else: no request fails, the slowest are hardly slower than without any cache, and hits come back
-soon after the store does. The service is started here, with one model replica and on stores of this command's own: a
-fault is done to them.
+An open loop over few texts, for each fault some runs with it and as many without a cache (`Cache-Control: no-store`) in
+turn, because machines have their phases: the slowest calls of two runs alike may differ by half. A pair of runs has the
+same arrivals and is compared in the same seconds, because a burst makes the slowest calls; other pairs have others. A
+store that fails may cost model calls and nothing else: no request fails, the slowest are hardly slower than without any
+cache, and hits come back soon after the store does. The service is started here, with one model replica and on stores
+of this command's own: a fault is done to them.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,10 @@ FAULTS = (
 
 
 class Plan(BaseModel):
-    """How much and how long: calls a second, and the seconds of each stretch of a fault's run."""
+    """How much and how long: calls a second, and the seconds of each stretch of a fault's run.
+
+    `repeats` counts the pairs of runs; of a fault that ends itself there is one, since its store is another afterwards.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -119,9 +122,10 @@ class Plan(BaseModel):
     texts: int = Field(500, ge=1)
     warmup_s: int = Field(3, ge=0)
     before_s: int = Field(5, ge=2)
-    fault_s: int = Field(20, ge=2)
+    fault_s: int = Field(10, ge=2)
     after_s: int = Field(8, ge=7)
     max_lag_ms: float = Field(25.0, gt=0)
+    repeats: int = Field(3, ge=1)
 
     @model_validator(mode="after")
     def _in_seconds(self) -> Self:
@@ -171,10 +175,48 @@ class Stretch(BaseModel):
     p99_ms: float | None
 
 
-class Seen(BaseModel):
-    """One fault, and what there was without a cache in the same seconds of the runs just before and after, together.
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A run in which a fault was done, and its likes without a cache.
 
-    `resumed_s`: from the fault's end to that of the first second with hits again, None where there was none.
+    The fault's times count from the run's start; a window that saw both belongs to the fault.
+    """
+
+    uncached: Sequence[Report]
+    report: Report
+    begun_s: float
+    ended_s: float
+
+    @property
+    def before(self) -> list[Window]:
+        """The windows until the fault."""
+        return [each for each in self.report.windows if each.start_s + each.length_s <= self.begun_s]
+
+    @property
+    def after(self) -> list[Window]:
+        """The windows after the fault."""
+        return [each for each in self.report.windows if each.start_s >= self.ended_s]
+
+    @property
+    def during(self) -> list[Window]:
+        """The windows of the fault."""
+        return self.report.windows[self._meanwhile]
+
+    @property
+    def uncached_meanwhile(self) -> list[Window]:
+        """The same seconds without a cache."""
+        return [window for each in self.uncached for window in each.windows[self._meanwhile]]
+
+    @property
+    def _meanwhile(self) -> slice:
+        return slice(len(self.before), len(self.report.windows) - len(self.after))
+
+
+class Seen(BaseModel):
+    """One fault, all its trials together, and what there was without a cache in the same seconds.
+
+    `resumed_s`: from the fault's end to that of the first second with hits again, in the slowest trial; None where
+    there was none in one.
     """
 
     name: str
@@ -251,11 +293,11 @@ def run_plan(plan: Plan, faults: Sequence[Fault], settings: Mapping[str, object]
             urls = {"redis_url": store.url, "feedback_redis_url": log.url}
             with started_or(None, **settings, **urls, **tier) as (url, _):
                 for fault in alike:
-                    display.tell(f"{fault.name}: without a cache, the fault, without a cache")
-                    bare, kept = (plan.load(url, FAULTS.index(fault), kept=kept) for kept in (False, True))
-                    before = _measured(bare, display)
-                    run = _under(plan, fault, store, kept, display)
-                    found.append(seen(fault.name, [before, _measured(bare, display)], *run))
+                    trials = [
+                        _trial(plan, fault, store, url, number, display)
+                        for number in range(1 if fault.ends_itself else plan.repeats)
+                    ]
+                    found.append(seen(fault.name, trials))
     return Found(command=command(), stamp=stamp(), plan=plan, faults=found)
 
 
@@ -266,13 +308,23 @@ def _stores(store_of: Callable[[Path], AbstractContextManager[Store]], folder: P
         yield store, log
 
 
-def _under(plan: Plan, fault: Fault, store: Store, load: Load, display: Display) -> tuple[Report, float, float]:
-    """The run in which a fault was done, and when that began and ended."""
+def _trial(plan: Plan, fault: Fault, store: Store, url: str, number: int, display: Display) -> Trial:
+    """A run with the fault, and one without a cache before or after it in turn; both where there is one trial only."""
+    seed = number * len(FAULTS) + FAULTS.index(fault)
+    bare = plan.load(url, seed, kept=False)
+    uncached: list[Report] = []
+    if number % 2 == 0:
+        display.tell(f"{fault.name}, {number + 1}: without a cache")
+        uncached.append(_measured(bare, display))
+    display.tell(f"{fault.name}, {number + 1}")
     switch = switched(plan, fault, store, display)
-    report = _measured(load, switch)
+    report = _measured(plan.load(url, seed, kept=True), switch)
     if switch.begun_s is None or switch.ended_s is None:
         raise LoadError(f"{fault.name}: the run ended early: {report.ended}; {'; '.join(report.invalid_because)}")
-    return report, switch.begun_s, switch.ended_s
+    if number % 2 or fault.ends_itself:
+        display.tell(f"{fault.name}, {number + 1}: without a cache")
+        uncached.append(_measured(bare, display))
+    return Trial(uncached, report, switch.begun_s, switch.ended_s)
 
 
 def switched(plan: Plan, fault: Fault, store: Store, display: Display) -> FaultSwitch:
@@ -289,21 +341,28 @@ def _measured(load: Load, display: Display) -> Report:
     return report
 
 
-def seen(name: str, uncached: Sequence[Report], report: Report, begun_s: float, ended_s: float) -> Seen:
-    """Read a fault's run; times count from the run's start, and a window that saw both belongs to the fault."""
-    before = [each for each in report.windows if each.start_s + each.length_s <= begun_s]
-    after = [each for each in report.windows if each.start_s >= ended_s]
-    meanwhile = slice(len(before), len(report.windows) - len(after))
-    doubts = [f"{name}, without a cache: {doubt}" for each in uncached for doubt in each.invalid_because]
+def seen(name: str, trials: Sequence[Trial]) -> Seen:
+    """Read a fault's trials."""
+    resumed = [resumed_s(trial.after, trial.ended_s) for trial in trials]
+    doubts = [
+        f"{name}, without a cache: {doubt}"
+        for trial in trials
+        for each in trial.uncached
+        for doubt in each.invalid_because
+    ]
     return Seen(
         name=name,
-        uncached=stretch([window for each in uncached for window in each.windows[meanwhile]]),
-        before=stretch(before),
-        during=stretch(report.windows[meanwhile]),
-        after=stretch(after),
-        resumed_s=resumed_s(after, ended_s),
-        doubts=doubts + [f"{name}: {doubt}" for doubt in report.invalid_because],
+        uncached=_together(trial.uncached_meanwhile for trial in trials),
+        before=_together(trial.before for trial in trials),
+        during=_together(trial.during for trial in trials),
+        after=_together(trial.after for trial in trials),
+        resumed_s=None if None in resumed else max(each for each in resumed if each is not None),
+        doubts=doubts + [f"{name}: {doubt}" for trial in trials for doubt in trial.report.invalid_because],
     )
+
+
+def _together(parts: Iterable[Sequence[Window]]) -> Stretch:
+    return stretch([window for part in parts for window in part])
 
 
 def stretch(windows: Sequence[Window]) -> Stretch:
@@ -442,13 +501,14 @@ app = typer.Typer(
         "python -m loadgen.cache_faults --fault killed --fault frozen --rate 50 --duration 5",
     )
 )
-def main(
+def main(  # noqa: PLR0913, PLR0917 — one parameter for each option
     fault: Annotated[
         list[str] | None, typer.Option(help="; ".join(each.name for each in FAULTS) + "; all when absent.")
     ] = None,
     rate: Annotated[float, typer.Option(help="Calls a second.")] = 100.0,
     texts: Annotated[int, typer.Option(help="How many texts there are.")] = 500,
-    duration: Annotated[int, typer.Option(help="Seconds of each fault that does not end by itself.")] = 20,
+    duration: Annotated[int, typer.Option(help="Seconds of each fault that does not end by itself.")] = 10,
+    repeats: Annotated[int, typer.Option(help="Runs of each such fault, and as many without a cache.")] = 3,
     max_lag_ms: Annotated[float, typer.Option(help="A run is invalid when the p99 of its send lag is over it.")] = 25.0,
     settings: Annotated[
         list[str] | None,
@@ -457,10 +517,10 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     readme: Annotated[Path | None, typer.Option(help="Also put the table into this file, between its marks.")] = None,
 ) -> None:
-    """Do to the prediction store what may happen to it, and see what callers notice; about 25 minutes."""
+    """Do to the prediction store what may happen to it, and see what callers notice; about half an hour."""
     with clear_errors(), interrupted_by_any_signal():
         check_keeping(out, readme, MARK)
-        plan: Plan = built(Plan, rate=rate, texts=texts, fault_s=duration, max_lag_ms=max_lag_ms)
+        plan: Plan = built(Plan, rate=rate, texts=texts, fault_s=duration, max_lag_ms=max_lag_ms, repeats=repeats)
         display = display_for(Console(stderr=True))
         result = run_plan(plan, chosen(fault), parsed(settings or ()), display)
         keep(result, out, readme, MARK, markdown(result))

@@ -83,7 +83,7 @@ CACHE_CALLS = Metric(
 LOCAL_LOOKUPS = Metric(
     "intent_cache_local_lookups_total",
     "counter",
-    "Look-ups in the ingress replicas' local tiers, by result: hit (a correction too) miss.",
+    "Look-ups in the ingress replicas' local tiers, by result: hit (a correction too) miss (or still to be kept).",
     ("result",),
 )
 LOCAL_BYTES = Metric("intent_cache_local_bytes", "gauge", "Memory that the local tiers' answers take.")
@@ -97,7 +97,7 @@ CACHE_ERRORS = Metric(
     ("operation",),
 )
 CACHE_DROPPED = Metric(
-    "intent_cache_dropped_total", "counter", "Fresh predictions that were not kept because too many waited to be."
+    "intent_cache_dropped_total", "counter", "Fresh predictions, once a request, that were not kept: too many waited."
 )
 BREAKER_OPEN = Metric(
     "intent_cache_breaker_open",

@@ -20,7 +20,7 @@ from deployments.core.circuit_breaker import CircuitBreaker
 from deployments.core.errors import DeadlineExceeded, Unavailable
 from deployments.core.prediction import Prediction
 from deployments.core.prediction_store import PredictionStore
-from deployments.core.purges import CHANNEL
+from deployments.core.purges import CHANNEL, PURGED, PURGING_ON
 from deployments.core.text import PREDICTION_KEYS
 from deployments.core.write_behind import WriteBehind
 
@@ -69,7 +69,7 @@ class PredictionCache:
         self._metrics = recorder
         self._random = random_source or random.Random()  # noqa: S311 — spreads expiry times, guards nothing
         self._corrupt: WriteBehind[str, None] = WriteBehind(
-            self._delete, pause_s=0, failed_pause_s=0, max_items=MAX_CORRUPT_GROUP, max_waiting=MAX_CORRUPT
+            self._delete, pause_s=0, max_items=MAX_CORRUPT_GROUP, max_waiting=MAX_CORRUPT
         )
         self._breaker = CircuitBreaker("prediction store", self._is_back, failures=MAX_FAILURES, recorder=recorder)
         self._failing: set[str] = set()
@@ -159,7 +159,7 @@ class PredictionCache:
         """
         async with self._purging():
             deleted = await self._store.delete_many(keys)
-            await self._announce()
+            await self._store.publish(CHANNEL, PURGED)
             return deleted
 
     async def purge_all(self, *, timeout_s: float = PURGE_TIMEOUT_S) -> int:
@@ -173,12 +173,13 @@ class PredictionCache:
             DeadlineExceeded: the walk took longer than `timeout_s` (503); what was deleted stays so.
         """
         leaves_s = asyncio.get_running_loop().time() + timeout_s
-        deleted = 0
+        deleted, message = 0, PURGED
         async with aclosing(self._store.delete_matching(PREDICTION_KEYS)) as pages:
             while True:
                 async with self._purging():
                     page = await anext(pages, None)
-                    await self._announce()
+                    await self._store.publish(CHANNEL, message)
+                message = PURGING_ON
                 if page is None:
                     return deleted
                 deleted += page
@@ -186,10 +187,6 @@ class PredictionCache:
                     raise DeadlineExceeded(
                         f"{deleted:,} predictions deleted in {timeout_s:g} s, perhaps not all; send it again"
                     )
-
-    async def _announce(self) -> None:
-        """Tell the local tiers of what was deleted: they forget everything, see `purges`."""
-        await self._store.publish(CHANNEL, b"")
 
     @asynccontextmanager
     async def _purging(self) -> AsyncIterator[None]:

@@ -1,8 +1,7 @@
 """Hearing of purges: each ingress replica subscribes to the prediction store, where whoever purges says so.
 
-The message itself is empty: a purge of anything empties the local tier, which the prediction store fills again within a
-moment, and lets go of what waits to be written there. While there is no subscription the tier stays closed, for a purge
-could pass unheard.
+A purge of anything empties the local tier, which the prediction store fills again within a moment, and lets go of what
+waits to be written there. While there is no subscription the tier stays closed, for a purge could pass unheard.
 """
 
 import asyncio
@@ -14,6 +13,9 @@ from contextlib import AbstractAsyncContextManager
 from deployments.core.local_tier import LocalTier
 
 CHANNEL = "ig:purges"
+PURGED = b""
+PURGING_ON = b"on"
+"""The same purge goes on: it may take seconds, and what comes meanwhile may be written."""
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
 
@@ -21,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class PurgeFollower:
-    """Keeps a local tier open while it hears of purges, and empties it at each.
+    """Keeps a local tier open while it hears of purges; at each empties it and lets go of what waits to be written.
 
     Args:
         subscribe: Subscribes to `CHANNEL`; the messages end only with an error, also when the store falls silent.
@@ -70,9 +72,11 @@ class PurgeFollower:
         try:
             async with self._subscribe() as purges:
                 self._tier.open()
+                self._forget_unwritten()  # a purge may have passed unheard
                 self._pause_s = FIRST_PAUSE_S
-                async for _ in purges:
+                async for message in purges:
                     self._tier.clear()
-                    self._forget_unwritten()
+                    if message != PURGING_ON:
+                        self._forget_unwritten()
         finally:
             self._tier.close()

@@ -20,7 +20,7 @@ class WriteBehind(Generic[K, V]):
     Args:
         write: Writes some items, and tells whether they are written; it deals with its failures itself.
         pause_s: Time in which items gather.
-        failed_pause_s: The same after a write that failed.
+        failed_pause_s: The same after a write that failed; `pause_s` when absent.
         max_items: Most items of a call.
         max_waiting: Most items that wait.
         sleep: Waits so many seconds.
@@ -31,14 +31,14 @@ class WriteBehind(Generic[K, V]):
         write: Callable[[dict[K, V]], Awaitable[bool]],
         *,
         pause_s: float,
-        failed_pause_s: float,
         max_items: int,
         max_waiting: int,
+        failed_pause_s: float | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._write = write
         self._pause_s = pause_s
-        self._failed_pause_s = failed_pause_s
+        self._failed_pause_s = pause_s if failed_pause_s is None else failed_pause_s
         self._max_items = max_items
         self._max_waiting = max_waiting
         self._sleep = sleep
@@ -49,7 +49,7 @@ class WriteBehind(Generic[K, V]):
 
     def put(self, items: Mapping[K, V]) -> bool:
         """Have items written soon; returns at once. False: too many wait already, and none of these is taken."""
-        if len(self._waiting) + len(items) > self._max_waiting:
+        if len(self._waiting.keys() | items.keys()) > self._max_waiting:
             return False
         self._waiting |= items
         if self._writer is None and self._waiting:
@@ -62,8 +62,9 @@ class WriteBehind(Generic[K, V]):
         return self._waiting.get(key) or self._being_written.get(key)
 
     def clear(self) -> None:
-        """Write nothing of what waits; what is being written stays so."""
+        """Write nothing of what waits, and forget what is being written: that may be past recall."""
         self._waiting.clear()
+        self._being_written = {}
 
     async def _write_all(self) -> None:
         try:

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from loadgen import cache_faults
-from loadgen.cache_faults import FAULTS, Fault, FaultSwitch, Found, Plan, Seen, Stretch, chosen, outcomes, parsed
-from loadgen.display import SilentDisplay, View
+from loadgen.cache_faults import FAULTS, Fault, FaultSwitch, Found, Plan, Seen, Stretch, Trial, chosen, outcomes, parsed
+from loadgen.display import Display, SilentDisplay, View
+from loadgen.load import Load
+from loadgen.report import Report
 from tests.unit.reports import WARMUP_S, report
 
 Made = Mapping[str, Sequence[float]]
@@ -25,11 +27,15 @@ UNCACHED_MS = 40.0
 
 def seen(*after: Made, before: Made = WELL, during: Made = MISSES) -> Seen:
     """Two seconds well, three that the fault touches, then `after`; without a cache the others are much slower."""
+    return cache_faults.seen("killed", [trial(*after, before=before, during=during)])
+
+
+def trial(*after: Made, before: Made = WELL, during: Made = MISSES) -> Trial:
     uncached = [
         report([{"bypass": [latency_ms] * 100} for latency_ms in (9_000, 9_000, *[each_ms] * 3, 9_000)])
         for each_ms in (UNCACHED_MS / 2, UNCACHED_MS)
     ]
-    return cache_faults.seen("killed", uncached, report([before] * 2 + [during] * 3 + list(after)), BEGUN_S, ENDED_S)
+    return Trial(uncached, report([before] * 2 + [during] * 3 + list(after)), BEGUN_S, ENDED_S)
 
 
 def found(fault: Seen) -> Found:
@@ -60,6 +66,44 @@ def noted(what: str) -> Callable[[Server], None]:
 
 
 FAULT = Fault("odd", lambda _: nullcontext(Server()), noted("begin"), noted("end"))
+
+
+class TestTrials:
+    def test_they_count_together_and_the_slowest_to_resume_counts(self):
+        of_two = cache_faults.seen("killed", [trial(WELL, WELL), trial(MISSES, WELL, during=WELL)])
+
+        assert (of_two.before.hit_share, of_two.during.hit_share, of_two.after.hit_share) == (1.0, 0.5, 0.75)
+        assert of_two.resumed_s == pytest.approx(WARMUP_S + 7 - ENDED_S)
+        assert of_two.uncached.p99_ms == pytest.approx(UNCACHED_MS, rel=0.05)
+
+    def test_one_that_does_not_resume_is_not_made_up_for(self):
+        assert cache_faults.seen("killed", [trial(WELL), trial(MISSES)]).resumed_s is None
+
+    @pytest.mark.parametrize(
+        ("number", "ends_itself", "order"),
+        [(0, False, ["bare", "fault"]), (1, False, ["fault", "bare"]), (0, True, ["bare", "fault", "bare"])],
+    )
+    def test_runs_without_a_cache_take_turns_with_those_of_the_fault(
+        self, monkeypatch: pytest.MonkeyPatch, number: int, ends_itself: bool, order: list[str]
+    ):
+        """A pair has its own arrivals, both runs the same."""
+        loads = []
+
+        def measured(load: Load, display: Display) -> Report:
+            loads.append(load)
+            for elapsed_s in (8.1, 18.1):
+                display.update(view(elapsed_s))
+            return report([WELL] * 23)
+
+        monkeypatch.setattr(cache_faults, "_measured", measured)
+        fault = replace(FAULTS[0], begin=noted("begin"), end=noted("end"), ends_itself=ends_itself)
+        faults = *FAULTS[1:], fault
+        monkeypatch.setattr(cache_faults, "FAULTS", faults)
+        made = cache_faults._trial(Plan(), fault, Server(), "http://127.0.0.1:1", number, SilentDisplay())
+
+        assert ["bare" if load.no_store else "fault" for load in loads] == order
+        assert {load.traffic.seed for load in loads} == {number * len(faults) + len(faults) - 1}
+        assert len(made.uncached) == order.count("bare")
 
 
 class TestSwitch:

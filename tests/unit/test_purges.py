@@ -8,7 +8,7 @@ import pytest
 
 from deployments.core.local_tier import Kept, LocalTier
 from deployments.core.metrics import NoMetrics
-from deployments.core.purges import PurgeFollower
+from deployments.core.purges import PURGED, PURGING_ON, PurgeFollower
 
 
 class Channel:
@@ -71,14 +71,28 @@ def keep(tier: LocalTier) -> None:
 async def test_a_purge_empties_the_tier_and_leaves_it_open(
     follower: PurgeFollower, channel: Channel, tier: LocalTier, forgotten: list[str]
 ):
-    """Until then it keeps what it is given, and goes on doing so; what waits to be written goes too."""
+    """Until then it keeps what it is given, and goes on doing so; what waits to be written goes, as at the start."""
     keep(tier)
     before = len(tier), len(forgotten)
-    channel.say(b"")
+    channel.say(PURGED)
     await turns()
 
-    assert (before, len(tier), tier.is_open) == ((1, 0), 0, True)
-    assert forgotten == ["unwritten"]
+    assert (before, len(tier), tier.is_open) == ((1, 1), 0, True)
+    assert forgotten == ["unwritten"] * 2
+
+
+async def test_a_purge_that_goes_on_drops_what_waits_to_be_written_once(
+    follower: PurgeFollower, channel: Channel, tier: LocalTier, forgotten: list[str]
+):
+    """It may take seconds; the tier is emptied each time."""
+    channel.say(PURGED)
+    channel.say(PURGING_ON)
+    await turns()
+    keep(tier)
+    channel.say(PURGING_ON)
+    await turns()
+
+    assert (len(tier), forgotten) == (0, ["unwritten"] * 2)
 
 
 async def test_losing_the_subscription_closes_the_tier_until_there_is_another(

@@ -77,7 +77,7 @@ async def test_beyond_the_bound_nothing_is_taken():
 
     assert writes.put({"a": 1})
     assert not writes.put({"b": 1, "c": 1})
-    assert writes.put({"b": 1})
+    assert writes.put({"a": 1, "b": 1})
     await store.release()
     assert writes.put({"c": 1, "d": 1})
     await store.release()
@@ -204,3 +204,25 @@ async def test_what_is_not_written_yet_can_be_read():
     assert meanwhile == (3, 2, None)
     assert (writes.get("a"), writes.get("b")) == (None, None)
     assert store.calls == [{"a": 1, "b": 2}, {"a": 3}]
+
+
+async def test_what_is_being_written_can_be_forgotten():
+    """It is written all the same."""
+    written = asyncio.Event()
+    store = Store()
+
+    async def write(items: dict[str, int]) -> bool:
+        await written.wait()
+        return await Store.write(store, items)
+
+    store.write = write
+    writes = writes_to(store)
+    writes.put({"a": 1})
+    await store.release()
+    before = writes.get("a")
+    writes.clear()
+    after = writes.get("a")
+    written.set()
+    await store.release()
+
+    assert (before, after, store.calls) == (1, None, [{"a": 1}])
