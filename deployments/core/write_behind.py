@@ -49,7 +49,7 @@ class WriteBehind(Generic[K, V]):
 
     def put(self, items: Mapping[K, V]) -> bool:
         """Have items written soon; returns at once. False: too many wait already, and none of these is taken."""
-        if len(self._waiting.keys() | items.keys()) > self._max_waiting:
+        if len(self._waiting) + sum(key not in self._waiting for key in items) > self._max_waiting:
             return False
         self._waiting |= items
         if self._writer is None and self._waiting:
