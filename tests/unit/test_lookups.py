@@ -62,6 +62,11 @@ class CacheReplica:
         return SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
 
 
+async def hang(_request: object) -> Any:
+    """Never answers."""
+    await asyncio.Event().wait()
+
+
 def lookups(replica: CacheReplica, recorder: metrics.Metrics, **settings: float) -> Lookups:
     return Lookups(Settings(lookup_timeout_ms=settings.get("lookup_timeout_ms", 5000)), replica.handle, recorder)
 
@@ -116,10 +121,6 @@ async def test_a_cache_that_hangs_is_a_miss_in_time():
     await replica.listen()
     asked = lookups(replica, recorder, lookup_timeout_ms=50)
     await connected(asked)
-
-    async def hang(_request: bytes) -> bytes:
-        return await asyncio.Event().wait()
-
     replica.reply = hang
     assert await asyncio.wait_for(asked.get_many(["a"]), 2) == [None]
     assert recorder.total(metrics.CACHE_LOOKUPS, result="error") == 1
@@ -199,10 +200,6 @@ async def test_a_cache_that_hangs_is_left_alone_also_when_callers_leave_before_i
     await replica.listen()
     asked = lookups(replica, recorder, lookup_timeout_ms=100)
     await connected(asked)
-
-    async def hang(_request: object) -> Any:
-        return await asyncio.Event().wait()
-
     replica.reply = replica.get_many = hang
     replica.error = Unavailable("hangs")
     async with asyncio.timeout(5):
