@@ -68,8 +68,8 @@ class Fault:
     """What happens to a store, and how that ends: both are given the store that `store` starts in a folder.
 
     One that `ends_itself` lasts no set time: `end` does nothing but wait for it, from the beginning on. Without
-    `local_tier` the replicas have in memory but what waits to be written, so nearly every hit is the store's: one that
-    lost what the memory still has would otherwise not be seen to take writes again.
+    `local_tier` the replicas hold nothing in memory but what waits to be written, so nearly every hit is the store's:
+    one that lost what the memory still has would otherwise not be seen to take writes again.
     """
 
     name: str
@@ -309,7 +309,7 @@ def _stores(store_of: Callable[[Path], AbstractContextManager[Store]], folder: P
 
 
 def _trial(plan: Plan, fault: Fault, store: Store, url: str, number: int, display: Display) -> Trial:
-    """A run with the fault, and one without a cache before or after it in turn; both where there is one trial only."""
+    """A run with the fault, and one without a cache before or after it in turn; both for one that ends itself."""
     seed = number * len(FAULTS) + FAULTS.index(fault)
     bare = plan.load(url, seed, kept=False)
     uncached: list[Report] = []
