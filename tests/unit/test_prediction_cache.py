@@ -17,7 +17,7 @@ from deployments.core.feedback_reader import FeedbackReader
 from deployments.core.log_store import LogStore
 from deployments.core.prediction_cache import MAX_CORRUPT, MAX_CORRUPT_GROUP, MAX_FAILURES, PredictionCache
 from deployments.core.prediction_store import PAGE, ServerStore
-from deployments.core.purges import CHANNEL
+from deployments.core.purges import CHANNEL, PURGED, PURGING_ON
 from deployments.core.text import PREDICTION_KEYS, prediction_key
 from tests.unit.fakes import CountingMetrics, prediction
 from tests.unit.stores import becomes_true
@@ -344,14 +344,17 @@ async def test_a_frozen_store_is_left_alone_until_it_answers_again(store, counte
 
 
 async def test_a_purge_is_announced_to_the_local_tiers(store, counted: CountingMetrics):
-    """After it was done, so that what they ask for from then on is what is left; also one that found nothing."""
+    """After it was done, so that what they ask for from then on is what is left; also one that found nothing.
+
+    One that takes several steps says at each but the first that it goes on.
+    """
     server, client = store
     predictions = cache(client, counted)
     async with subscribe(server.url, CHANNEL, timeout_s=2) as purges:
-        for purge in (predictions.purge(keys_of(range(1))), predictions.purge_all()):
-            await purge
-            async with asyncio.timeout(2):
-                assert await anext(purges) == b""
+        await predictions.purge(keys_of(range(1)))
+        await predictions.purge_all()
+        async with asyncio.timeout(2):
+            assert [await anext(purges) for _ in range(3)] == [PURGED, PURGED, PURGING_ON]
 
 
 async def test_a_purge_while_the_store_is_away_or_frozen_is_an_error(store, counted: CountingMetrics):

@@ -18,7 +18,7 @@ from deployments.core.errors import (
     Unavailable,
 )
 from deployments.core.prediction import Prediction
-from deployments.core.service import Answer, CachePolicy, IntentService
+from deployments.core.service import Answer, CachePolicy, IntentService, LookedUp
 from deployments.core.settings import Settings
 from deployments.core.text import correction_key, prediction_key
 from tests.unit.fakes import CountingMetrics, FakeParts, artifact, prediction
@@ -292,6 +292,14 @@ async def test_a_prediction_that_comes_during_its_look_up_is_a_hit():
     answers = await IntentService(Settings(), artifact(), parts, CountingMetrics()).classify(["a"])
 
     assert (answers.cache_states, parts.predicted) == (["hit-local"], [])
+
+
+async def test_a_prediction_that_came_since_its_text_was_looked_up_is_a_hit(service: IntentService, parts: FakeParts):
+    """Nothing is asked of the cache again."""
+    parts.waiting[prediction_key("a", artifact().normalisation, artifact().version)] = prediction()
+    answers = await service.classify(["a"], looked_up=LookedUp(0.0, 1.0))
+
+    assert (answers.cache_states, parts.looked_up, parts.predicted) == (["hit-local"], 0, [])
 
 
 async def test_beside_a_text_at_which_the_model_fails_the_others_are_kept(service: IntentService, parts: FakeParts):
