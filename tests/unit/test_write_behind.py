@@ -32,6 +32,19 @@ class Store:
             await asyncio.sleep(0)
 
 
+class Slow(Store):
+    """Takes what it is given, and says so once `written` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = asyncio.Event()
+
+    async def write(self, items: dict[str, int]) -> bool:
+        taken = await super().write(items)
+        await self.written.wait()
+        return taken
+
+
 def writes_to(store: Store, *, max_items: int = 100, max_waiting: int = 100) -> WriteBehind[str, int]:
     return WriteBehind(
         store.write,
@@ -179,17 +192,6 @@ def test_everything_taken_is_written_once_and_in_bounds(puts: list[dict[str, int
 
 async def test_what_is_not_written_yet_can_be_read():
     """While it waits and while it is being written; the latest value counts."""
-
-    class Slow(Store):
-        def __init__(self) -> None:
-            super().__init__()
-            self.written = asyncio.Event()
-
-        async def write(self, items: dict[str, int]) -> bool:
-            taken = await super().write(items)
-            await self.written.wait()
-            return taken
-
     store = Slow()
     writes = writes_to(store)
     writes.put({"a": 1, "b": 2})
@@ -208,21 +210,14 @@ async def test_what_is_not_written_yet_can_be_read():
 
 async def test_what_is_being_written_can_be_forgotten():
     """It is written all the same."""
-    written = asyncio.Event()
-    store = Store()
-
-    async def write(items: dict[str, int]) -> bool:
-        await written.wait()
-        return await Store.write(store, items)
-
-    store.write = write
+    store = Slow()
     writes = writes_to(store)
     writes.put({"a": 1})
     await store.release()
     before = writes.get("a")
     writes.clear()
     after = writes.get("a")
-    written.set()
+    store.written.set()
     await store.release()
 
     assert (before, after, store.calls) == (1, None, [{"a": 1}])
