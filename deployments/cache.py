@@ -1,6 +1,5 @@
 """The cache deployment: cache policy and the connections to the prediction store, for many ingress replicas."""
 
-import logging
 from collections.abc import Mapping, Sequence
 
 from deployments.core.errors import Unavailable
@@ -10,9 +9,7 @@ from deployments.core.prediction_store import open_store
 from deployments.core.rpc import Address, RpcServer
 from deployments.core.settings import Settings
 from deployments.logs import configure_logging
-from deployments.runtime import RayMetrics, host_for_replicas
-
-logger = logging.getLogger(__name__)
+from deployments.runtime import RayMetrics, listen
 
 
 class Cache:
@@ -31,15 +28,7 @@ class Cache:
             recorder=RayMetrics(),
         )
         await self._cache.ping()  # connects, so that the first look-up need not
-        self._address = await self._listen()
-
-    async def _listen(self) -> Address | None:
-        host = host_for_replicas()
-        try:
-            return await RpcServer(self._look_up).start(host) if host else None
-        except OSError as error:  # the node is known by an address that is not its own, or has no port left
-            logger.warning("look-ups come by handle alone: no port at %s (%s)", host, error)
-            return None
+        self._address = await listen(RpcServer(self._look_up))
 
     async def address(self) -> Address | None:
         """Where this replica takes look-ups; None where it takes them by handle alone."""

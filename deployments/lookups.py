@@ -1,7 +1,7 @@
 """Look-ups in the cache deployment as an ingress replica makes them: in groups, bounded in time, failing open."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ray.serve.handle import DeploymentHandle
 
@@ -12,7 +12,7 @@ from deployments.core.errors import IntentGraphError, Unavailable
 from deployments.core.prediction import Prediction, predictions_from_json
 from deployments.core.rpc import Address, RpcChannel
 from deployments.core.settings import Settings
-from deployments.runtime import ask
+from deployments.runtime import addresses, ask
 
 CALLS_IN_FLIGHT = 2
 """One on its way and one forming: more would carry less each, and a call costs the same whatever it carries."""
@@ -25,14 +25,14 @@ PROBE_TIMEOUT_S = 1.0
 
 
 class Lookups:
-    """Asks the cache deployment over a connection to one of its replicas, and by handle while there is none."""
+    """Asks the cache deployment over a connection to a replica, and by handle while there is none."""
 
     def __init__(self, settings: Settings, cache: DeploymentHandle, recorder: metrics.Metrics) -> None:
         self._timeout_s = settings.lookup_timeout_ms / 1000
         self._cache = cache
         self._get_by_handle = cache.get_many  # a new handle each time it is named, so name it once
         self._metrics = recorder
-        self._channel = RpcChannel(self._find_replica, predictions_from_json)
+        self._channel = RpcChannel(self._find_replicas, predictions_from_json)
         self._groups: Coalescer[str, Prediction | None] = Coalescer(
             self._get_group,
             max_items=settings.cache_max_group,
@@ -81,14 +81,14 @@ class Lookups:
     async def _call_directly(self, keys: list[str]) -> Sequence[Prediction | None]:
         """The kept predictions, over the connection. Raises `ConnectionError` or `Unavailable`."""
         try:
-            return await self._channel.call("\n".join(keys).encode(), self._timeout_s)
+            return await self._channel.call("\n".join(keys).encode(), timeout_s=self._timeout_s)
         except TimeoutError as error:
             raise Unavailable(f"the cache did not answer within {self._timeout_s:g} s") from error
         except ValueError as error:
             raise Unavailable("the cache answered what this version does not read") from error
 
-    async def _find_replica(self) -> Address | None:
-        return await ask(self._cache.address.remote, "cache", PROBE_TIMEOUT_S)
+    async def _find_replicas(self) -> Collection[Address]:
+        return await addresses(self._cache, "cache")
 
     async def _answers(self) -> bool:
         """Whether a cache replica answers, and its store too: without it a call would bring nothing."""

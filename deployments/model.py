@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -13,13 +14,16 @@ from deployments.core import metrics
 from deployments.core.artifact import Artifact
 from deployments.core.batching import Batcher
 from deployments.core.classifier import Classifier, PassCost, Tokens
-from deployments.core.errors import IntentGraphError
-from deployments.core.prediction import Prediction
+from deployments.core.outcomes import Outcome, outcomes_to_json, request_from_json
+from deployments.core.rpc import Address, RpcServer
 from deployments.core.runtimes import Place
 from deployments.core.schedule import Limits
 from deployments.core.settings import Settings
 from deployments.logs import configure_logging
-from deployments.runtime import RayMetrics
+from deployments.runtime import RayMetrics, listen
+
+if TYPE_CHECKING:
+    from deployments.core.prediction import Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +34,10 @@ ENDLESS_REQUESTS = 2
 
 
 class Model:
-    """Serve shell around `Classifier` and `Batcher`. Ready only after a first forward pass."""
+    """Serve shell around `Classifier` and `Batcher`. Ready only after a first forward pass.
+
+    Requests come over a port of the replica's own, see `core.rpc`, and by handle where there is none.
+    """
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Serve awaits it
         configure_logging(settings.log_level)
@@ -59,17 +66,30 @@ class Model:
             ),
             metrics=recorder,
         )
+        await self._listen()
         logger.info("model %s is ready on %s, %s", artifact.version, runtime, cost)
 
-    async def predict(
-        self, requests: Sequence[tuple[Sequence[str], float]]
-    ) -> list[list[Prediction | IntentGraphError]]:
+    async def _listen(self) -> None:
+        server = RpcServer(self._answer)
+        self._address = await listen(server)
+        # Serve calls this when it stops a replica. Not a method: Python, which looks at the class, is not to call it.
+        self.__del__ = server.drain
+
+    async def predict(self, requests: Sequence[tuple[Sequence[str], float]]) -> list[list[Outcome]]:
         """The outcome for each text of each request, in order; one text's failure is its own.
 
         A request is its texts and the seconds left to it. Requests that travel together are served and refused as if
         each had come alone.
         """
         return await asyncio.gather(*(self._batcher.submit(texts, timeout_s=left_s) for texts, left_s in requests))
+
+    async def address(self) -> Address | None:
+        """Where this replica takes requests; None where it takes them by handle alone."""
+        return self._address
+
+    async def _answer(self, request: bytes) -> bytes:
+        texts, left_s = request_from_json(request)
+        return outcomes_to_json(await self._batcher.submit(texts, timeout_s=left_s))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's autoscaler asks each replica for, once a metrics interval. See `autoscaling`."""

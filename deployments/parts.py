@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
@@ -16,11 +16,13 @@ from deployments.core.feedback_counts import LogStats, Tally
 from deployments.core.feedback_log import Receipt, Submission, Verdict
 from deployments.core.feedback_patterns import Contest
 from deployments.core.feedback_reader import Page
-from deployments.core.lanes import Request, RequestLanes, utf8_bytes
+from deployments.core.lanes import utf8_bytes
+from deployments.core.outcomes import Outcome
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
 from deployments.core.write_behind import WriteBehind
 from deployments.lookups import Lookups
+from deployments.model_calls import ModelCalls
 from deployments.runtime import ask, scrape_nodes
 
 MAX_WAITING_GROUPS = 4
@@ -61,19 +63,13 @@ class HandleParts:
         self._model = model
         self._feedback = feedback
         self._lookups = Lookups(settings, cache, recorder)
+        self._model_calls = ModelCalls(settings, model, recorder)
         self._writes: WriteBehind[str, Prediction] = WriteBehind(
             self._put_many,
             pause_s=KEEP_PAUSE_S,
             failed_pause_s=KEEP_FAILED_PAUSE_S,
             max_items=settings.cache_max_group,
             max_waiting=MAX_UNKEPT,
-        )
-        self._requests: RequestLanes[Prediction | IntentGraphError] = RequestLanes(
-            self._predict,
-            max_requests=settings.max_batch_size,
-            max_waiting=settings.max_waiting_requests,
-            max_in_flight=settings.max_model_calls,
-            metrics=recorder,
         )
         self._submissions: Coalescer[Submission, Receipt | IntentGraphError] = Coalescer(
             self._append_many,
@@ -125,18 +121,9 @@ class HandleParts:
         self.forget_unwritten()
         return await ask(self._cache.purge_all.remote, "cache", self._settings.request_timeout_s)
 
-    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Outcome]:
         """The model's outcome for each text, in order."""
-        return await self._requests.submit(texts, timeout_s=timeout_s)
-
-    async def _predict(self, requests: list[Request]) -> Sequence[Sequence[Prediction | IntentGraphError]]:
-        now_s = asyncio.get_running_loop().time
-
-        def call() -> Any:
-            started_s = now_s()  # the second time there is less time left
-            return self._model.predict.remote([(each.texts, each.leaves_s - started_s) for each in requests])
-
-        return await ask(call, "model", max(each.leaves_s for each in requests) - now_s())
+        return await self._model_calls.predict(texts, timeout_s)
 
     def correction(self, text_key: str) -> Correction | None:
         """The correction in force for a text."""

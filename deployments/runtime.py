@@ -14,15 +14,18 @@ import grpc
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from deployments.core.errors import IntentGraphError, Internal, Unavailable
 from deployments.core.exposition import sum_expositions
 from deployments.core.metrics import Metric
+from deployments.core.rpc import Address, RpcServer
 
 R = TypeVar("R")
 
 REPORT_PERIOD_S = 1.0
 SCRAPE_TIMEOUT_S = 2.0
+FIND_TIMEOUT_S = 1.0
 RETRY_PAUSE_S = 0.1
 """Serve's router hears of a death by the failed call itself; a second call at once might meet the same replica."""
 
@@ -131,6 +134,30 @@ def _told(error: Exception, part: str) -> IntentGraphError:
         return Unavailable(f"the {part} is away")
     logger.error("the %s failed", part, exc_info=error)
     return Internal(f"the {part} failed")
+
+
+async def addresses(deployment: DeploymentHandle, part: str) -> list[Address]:
+    """Where the replicas of a deployment take direct calls, by their `address`; those that do not answer left out.
+
+    Raises:
+        Unavailable: there is no replica.
+    """
+    replies = await ask(
+        lambda: deployment.broadcast("address").results_async(timeout_s=FIND_TIMEOUT_S, return_exceptions=True),
+        part,
+        2 * FIND_TIMEOUT_S,
+    )
+    return [reply for reply in replies if isinstance(reply, Address)]
+
+
+async def listen(server: RpcServer) -> Address | None:
+    """Have a server take calls from other replicas; give where, or None where they can only come by handle."""
+    host = host_for_replicas()
+    try:
+        return await server.start(host) if host else None
+    except OSError as error:  # the node is known by an address that is not its own, or has no port left
+        logger.warning("calls come by handle alone: no port at %s (%s)", host, error)
+        return None
 
 
 def host_for_replicas() -> str | None:

@@ -1,9 +1,10 @@
-"""How requests travel to the model: together when they are small, and each as itself.
+"""How requests travel to the model: each alone where that is cheap, and else together when they are small.
 
-A call to another process costs the same whatever it carries, so small requests share calls. Each keeps its texts and
-its time, for the model is fair by request: what travels together is neither served nor refused together. But a call
-ends with the last of its answers, so a large request has a call of its own, in a lane of its own: nobody else waits
-for its end. Who leaves a call that others share takes nothing out of it: up to four texts are then computed for nobody.
+Over a connection a request goes by itself: nobody waits for another's answer, and who leaves is not computed for. A
+handle call costs the same whatever it carries, so there small requests share calls. Each keeps its texts and its time,
+for the model is fair by request: what travels together is neither served nor refused together. But a call ends with
+the last of its answers, so a large request has a call of its own, in a lane of its own: nobody else waits for its end.
+Who leaves a call that others share takes nothing out of it: up to four texts are then computed for nobody.
 
 While the model refuses, most requests are refused here (`throttle`), small and large ones each by what became of their
 kind: a queue that has no room for a hundred texts may have it for one.
@@ -42,12 +43,14 @@ class Request:
 
 
 class RequestLanes(Generic[R]):
-    """Turns many requests into few calls of `send`, each carrying a list of them.
+    """Makes a call of `send_alone` for each request, and few calls of `send` for those for which that is none.
 
     `send(requests)` returns one list of outcomes a request, in order. See `Coalescer` for what else it may do.
 
     Args:
         send: Carries requests and brings their outcomes, one a text.
+        send_alone: Carries one request; raises `ConnectionError` where it is to be sent in the other way, once more
+            if need be.
         max_requests: Most small requests of a call.
         max_waiting: Most requests of a lane that wait for a call; beyond it `Overloaded`.
         max_in_flight: Calls of a lane under way at once.
@@ -59,6 +62,7 @@ class RequestLanes(Generic[R]):
         self,
         send: Callable[[list[Request]], Awaitable[Sequence[Sequence[R]]]],
         *,
+        send_alone: Callable[[Request], Awaitable[Sequence[R]]],
         max_requests: int,
         max_waiting: int,
         max_in_flight: int,
@@ -76,6 +80,7 @@ class RequestLanes(Generic[R]):
             )
             return _Lane(calls, throttle())
 
+        self._send_alone = send_alone
         self._small, self._large = lane(max_requests), lane(1)
         self._metrics = metrics or NoMetrics()
 
@@ -93,13 +98,21 @@ class RequestLanes(Generic[R]):
         except Overloaded:
             self._metrics.record(DROPPED, len(texts), reason="throttled")
             raise
-        try:
-            (outcomes,) = await lane.calls.submit([Request(texts, leaves_s)])
-        except Overloaded:
-            self._metrics.record(DROPPED, len(texts), reason="rejected")
-            raise
+        outcomes = await self._send(lane, Request(texts, leaves_s))
         lane.learn(outcomes)
         return list(outcomes)
+
+    async def _send(self, lane: "_Lane[R]", request: Request) -> Sequence[R]:
+        try:
+            return await self._send_alone(request)
+        except ConnectionError:
+            pass
+        try:
+            (outcomes,) = await lane.calls.submit([request])
+        except Overloaded:
+            self._metrics.record(DROPPED, len(request.texts), reason="rejected")
+            raise
+        return outcomes
 
 
 @dataclass(frozen=True, slots=True)

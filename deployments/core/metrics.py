@@ -118,6 +118,12 @@ CACHE_GROUP_SIZE = Metric(
     (),
     SIZE_BUCKETS,
 )
+MODEL_CALLS = Metric(
+    "intent_model_calls_total",
+    "counter",
+    "Calls that the model deployment answered, by transport: direct handle (while there is no connection).",
+    ("transport",),
+)
 BATCH_SIZE = Metric("intent_model_batch_size", "histogram", "Texts in one forward pass.", (), SIZE_BUCKETS)
 BATCH_TOKENS = Metric(
     "intent_model_batch_tokens", "histogram", "Tokens in one forward pass, padding included.", (), TOKEN_BUCKETS
@@ -182,6 +188,7 @@ ALL = (
     BREAKER_OPEN,
     CACHE_CORRUPT,
     CACHE_GROUP_SIZE,
+    MODEL_CALLS,
     BATCH_SIZE,
     BATCH_TOKENS,
     PADDING_SHARE,

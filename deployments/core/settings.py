@@ -96,12 +96,14 @@ class Settings(BaseSettings):
         65_536, ge=1, description="Tokens that may wait for a batch, whatever the time; beyond it 429."
     )
     max_waiting_requests: int = Field(
-        128, ge=1, description="Requests that may wait at an ingress replica for a call to the model; beyond it 429."
+        128,
+        ge=1,
+        description="Requests that may wait at an ingress replica for a handle call to the model; beyond it 429.",
     )
     max_model_calls: int = Field(
         32,
         ge=1,
-        description="Calls to the model an ingress replica keeps in flight, of small requests and of large ones each.",
+        description="Handle calls to the model an ingress replica keeps in flight, of small requests and of large ones each.",
     )
 
     # Feedback

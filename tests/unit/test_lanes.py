@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.core import lanes
-from deployments.core.errors import Overloaded
+from deployments.core.errors import Overloaded, Unavailable
 from deployments.core.lanes import MAX_CALL_BYTES, SMALL_REQUEST_TEXTS, Request, RequestLanes
 from deployments.core.metrics import Metric
 from deployments.core.throttle import Throttle
@@ -34,8 +34,15 @@ class Wire:
         return self.held.setdefault(text, asyncio.Event())
 
 
+async def nowhere(_request: Request) -> list[str]:
+    """Where there is no connection."""
+    raise ConnectionRefusedError
+
+
 def lanes_of(wire: Wire, **changes: int) -> RequestLanes[str]:
-    return RequestLanes(wire.send, **({"max_requests": 10, "max_waiting": 100, "max_in_flight": 1} | changes))
+    return RequestLanes(
+        wire.send, send_alone=nowhere, **({"max_requests": 10, "max_waiting": 100, "max_in_flight": 1} | changes)
+    )
 
 
 class Recorder:
@@ -74,6 +81,37 @@ async def test_small_requests_share_a_call_and_keep_their_identity():
     assert await asyncio.gather(*calls) == [["FIRST"], ["A", "B"], ["C"]]
     assert wire.calls == [[["first"]], [["a", "b"], ["c"]]]
     assert wire.times_s[1][1] - wire.times_s[1][0] > 9
+
+
+async def test_a_request_goes_alone_where_it_can_and_joins_the_others_where_that_ends():
+    """Its texts and time go along both ways; one that fails otherwise is not sent again."""
+    wire = Wire()
+    alone: list[tuple[list[str], float]] = []
+    error: Exception | None = None
+
+    async def send_alone(request: Request) -> list[str]:
+        alone.append((list(request.texts), request.leaves_s))
+        if error:
+            raise error
+        return [text.lower() for text in request.texts]
+
+    lane: RequestLanes[str] = RequestLanes(
+        wire.send, send_alone=send_alone, max_requests=10, max_waiting=100, max_in_flight=1
+    )
+    assert await asyncio.gather(submit(lane, "A", "B"), submit(lane, "C"), submit(lane, *LARGE)) == [
+        ["a", "b"],
+        ["c"],
+        LARGE,
+    ]
+    assert wire.calls == []
+    error = ConnectionResetError()
+    assert await asyncio.gather(submit(lane, "a"), submit(lane, "b")) == [["A"], ["B"]]
+    assert wire.calls == [[["a"], ["b"]]]
+    assert wire.times_s == [[leaves_s for _, leaves_s in alone[-2:]]]
+    error = Unavailable("late")
+    with pytest.raises(Unavailable):
+        await lane.submit(["a"], timeout_s=60)
+    assert len(wire.calls) == 1
 
 
 async def test_a_large_request_keeps_no_small_one_waiting():
@@ -146,6 +184,7 @@ async def test_what_the_model_keeps_refusing_is_refused_before_it_is_sent():
     recorder = Recorder()
     lane: RequestLanes[str | Overloaded] = RequestLanes(
         send,
+        send_alone=nowhere,
         max_requests=10,
         max_waiting=10,
         max_in_flight=1,
@@ -169,7 +208,9 @@ async def test_what_a_full_lane_refuses_is_counted():
     """As rejected, text by text."""
     wire, recorder = Wire(), Recorder()
     release = wire.hold("first")
-    lane: RequestLanes[str] = RequestLanes(wire.send, max_requests=10, max_waiting=1, max_in_flight=1, metrics=recorder)
+    lane: RequestLanes[str] = RequestLanes(
+        wire.send, send_alone=nowhere, max_requests=10, max_waiting=1, max_in_flight=1, metrics=recorder
+    )
     calls = [submit(lane, "first")]
     await turns()
     calls.append(submit(lane, "second"))

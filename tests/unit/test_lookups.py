@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from deployments import cache
 from deployments.core import metrics
 from deployments.core.errors import Unavailable
 from deployments.core.prediction import Prediction, predictions_from_json, predictions_to_json
@@ -17,6 +16,15 @@ from deployments.core.settings import Settings
 from deployments.lookups import MAX_FAILURES, Lookups
 from tests.unit.fakes import CountingMetrics, prediction
 from tests.unit.test_corrections import until
+
+
+def naming(address: Callable[[], Address | None]) -> Callable[[str], Any]:
+    """A handle's `broadcast` to a replica with that address, and to one that fails."""
+
+    async def results(**_options: object) -> list[object]:
+        return [RuntimeError("on its way out"), address()]
+
+    return lambda _method: SimpleNamespace(results_async=results)
 
 
 class CacheReplica:
@@ -52,14 +60,12 @@ class CacheReplica:
             self.by_handle += 1
             return await self.get_many(keys)
 
-        async def address() -> Address | None:
-            return self.address
-
         async def ping() -> bool:
             return self.error is None
 
-        methods = {"get_many": get_many, "address": address, "ping": ping}
-        return SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
+        methods = {"get_many": get_many, "ping": ping}
+        remote = {name: SimpleNamespace(remote=method) for name, method in methods.items()}
+        return SimpleNamespace(**remote, broadcast=naming(lambda: self.address))
 
 
 async def hang(_request: object) -> Any:
@@ -73,7 +79,7 @@ def lookups(replica: CacheReplica, recorder: metrics.Metrics, **settings: float)
 
 async def connected(asked: Lookups) -> None:
     """Wait for the connection."""
-    await until(lambda: asked._channel._connection is not None)
+    await until(lambda: asked._channel._connections)
 
 
 async def test_what_travels_comes_back_as_it_was():
@@ -107,7 +113,8 @@ async def test_a_look_up_whose_connection_breaks_off_goes_by_handle():
     await connected(asked)
 
     async def hang(_request: bytes) -> bytes:
-        asked._channel._connection.close()
+        for connection in asked._channel._connections.values():
+            connection.close()
         return await asyncio.Event().wait()
 
     replica.reply = hang
@@ -208,11 +215,3 @@ async def test_a_cache_that_hangs_is_left_alone_also_when_callers_leave_before_i
                 async with asyncio.timeout(0.02):
                     await asked.get_many(["a"])
     assert await asked.get_many(["a"]) == [None]
-
-
-async def test_a_cache_without_a_port_of_its_own_takes_look_ups_by_handle(monkeypatch: pytest.MonkeyPatch):
-    """Ray may know its node by an address that the node does not have: 203.0.113.0/24 is nobody's (RFC 5737)."""
-    monkeypatch.setattr(cache, "host_for_replicas", lambda: "203.0.113.1")
-    replica = object.__new__(cache.Cache)
-
-    assert await replica._listen() is None

@@ -7,7 +7,12 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from deployments import model
+from deployments import model, runtime
+from deployments.core.outcomes import outcomes_from_json, request_to_json
+from deployments.core.prediction import Prediction
+from deployments.core.rpc import connect
+from tests.unit.fakes import prediction
+from tests.unit.test_corrections import until
 
 
 @pytest.mark.parametrize(
@@ -57,3 +62,28 @@ def test_a_batch_without_end_is_ill():
     assert checked(running_s=60) == 0
     with pytest.raises(RuntimeError, match="running for 61 s"):
         checked(running_s=61)
+
+
+async def test_a_replica_that_serve_stops_answers_what_came_over_its_port(monkeypatch: pytest.MonkeyPatch):
+    """Serve waits for handle calls by itself; of these it does not know, so its call of `__del__` waits for them."""
+    monkeypatch.setattr(runtime, "host_for_replicas", lambda: "127.0.0.1")
+    may_go = asyncio.Event()
+
+    async def predict(texts: list[str], *, timeout_s: float) -> list[Prediction]:
+        await may_go.wait()
+        return [prediction(text) for text in texts]
+
+    replica = object.__new__(model.Model)
+    replica._batcher = SimpleNamespace(submit=predict)
+    await replica._listen()
+    made = await connect(await replica.address())
+    under_way = asyncio.create_task(made.call(request_to_json(["a"], 10)))
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(replica.__del__())
+    await until(lambda: not made.takes_calls)
+
+    assert not stopping.done()
+    may_go.set()
+    assert outcomes_from_json(await under_way) == [prediction("a")]
+    await asyncio.wait_for(stopping, 5)
+    assert not hasattr(model.Model, "__del__")

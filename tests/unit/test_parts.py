@@ -14,6 +14,7 @@ from deployments.core.settings import Settings
 from deployments.parts import HandleParts
 from tests.unit.fakes import CountingMetrics, prediction
 from tests.unit.test_corrections import until
+from tests.unit.test_lookups import naming
 
 
 class Store:
@@ -39,14 +40,12 @@ class Store:
     async def purge(self, keys: Sequence[str]) -> int:
         return sum(self.held.pop(key, None) is not None for key in keys)
 
-    async def address(self) -> None:
-        return None
-
     @property
     def handle(self) -> Any:
         """What Serve would give for it."""
-        names = "put_many", "get_many", "purge", "address"
-        return SimpleNamespace(**{name: SimpleNamespace(remote=getattr(self, name)) for name in names})
+        names = "put_many", "get_many", "purge"
+        methods = {name: SimpleNamespace(remote=getattr(self, name)) for name in names}
+        return SimpleNamespace(**methods, broadcast=naming(lambda: None))
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +67,7 @@ def counted() -> CountingMetrics:
 
 @pytest.fixture
 async def graph(store: Store, counted: CountingMetrics) -> HandleParts:
-    other: Any = SimpleNamespace(predict=None)
+    other: Any = SimpleNamespace(broadcast=naming(lambda: None))
     return HandleParts(Settings(), other, counted, cache=store.handle, model=other, feedback=other)
 
 

@@ -8,6 +8,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments import runtime
 from deployments.core.errors import IntentGraphError, Internal, Overloaded, Unavailable
+from deployments.core.rpc import RpcServer
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +101,15 @@ def test_no_port_is_opened_beside_rays_tls(monkeypatch: pytest.MonkeyPatch, swit
     monkeypatch.setattr(runtime.ray.util, "get_node_ip_address", lambda: "10.0.0.1")
 
     assert runtime.host_for_replicas() == ("10.0.0.1" if is_open else None)
+
+
+async def test_a_server_without_a_port_is_called_by_handle(monkeypatch: pytest.MonkeyPatch):
+    """Ray may know its node by an address that the node does not have: 203.0.113.0/24 is nobody's (RFC 5737)."""
+
+    async def echo(request: bytes) -> bytes:
+        return request
+
+    monkeypatch.setattr(runtime, "host_for_replicas", lambda: "203.0.113.1")
+    assert await runtime.listen(RpcServer(echo)) is None
+    monkeypatch.setattr(runtime, "host_for_replicas", lambda: None)
+    assert await runtime.listen(RpcServer(echo)) is None

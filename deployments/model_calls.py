@@ -1,0 +1,72 @@
+"""Requests to the model deployment as an ingress replica makes them: alone over a connection, together by handle."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.core import metrics
+from deployments.core.errors import Unavailable
+from deployments.core.lanes import Request, RequestLanes
+from deployments.core.outcomes import Outcome, outcomes_from_json, request_to_json
+from deployments.core.rpc import Address, RpcChannel
+from deployments.core.settings import Settings
+from deployments.runtime import addresses, ask
+
+
+class ModelCalls:
+    """Asks a model replica over a connection to it, and by handle while there is none."""
+
+    def __init__(self, settings: Settings, model: DeploymentHandle, recorder: metrics.Metrics) -> None:
+        self._model = model
+        self._metrics = recorder
+        self._channel = RpcChannel(self._find_replicas, outcomes_from_json)
+        self._requests: RequestLanes[Outcome] = RequestLanes(
+            self._call_by_handle,
+            send_alone=self._call_directly,
+            max_requests=settings.max_batch_size,
+            max_waiting=settings.max_waiting_requests,
+            max_in_flight=settings.max_model_calls,
+            metrics=recorder,
+        )
+
+    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Outcome]:
+        """The model's outcome for each text, in order."""
+        return await self._requests.submit(texts, timeout_s=timeout_s)
+
+    async def _call_directly(self, request: Request) -> Sequence[Outcome]:
+        """The outcomes of one request, over a connection.
+
+        Raises:
+            ConnectionError: there is none, it broke off, or it brought nothing of use: a handle may.
+            Unavailable: no reply in the time of the request.
+        """
+        left_s = request.leaves_s - asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(left_s):
+                outcomes = await self._channel.call(request_to_json(request.texts, left_s), weight=len(request.texts))
+        except TimeoutError as error:
+            raise Unavailable(f"the model did not answer within {left_s:g} s") from error
+        except (Unavailable, ValueError) as error:
+            raise ConnectionAbortedError("the reply is none") from error
+        if len(outcomes) != len(request.texts):
+            raise ConnectionAbortedError(f"{len(outcomes)} outcomes for {len(request.texts)} texts")
+        self._metrics.record(metrics.MODEL_CALLS, transport="direct")
+        return outcomes
+
+    async def _call_by_handle(self, requests: list[Request]) -> Sequence[Sequence[Outcome]]:
+        now_s = asyncio.get_running_loop().time
+
+        def call() -> Any:
+            started_s = now_s()  # the second time there is less time left
+            return self._model.predict.remote([(each.texts, each.leaves_s - started_s) for each in requests])
+
+        outcomes: Sequence[Sequence[Outcome]] = await ask(
+            call, "model", max(each.leaves_s for each in requests) - now_s()
+        )
+        self._metrics.record(metrics.MODEL_CALLS, transport="handle")
+        return outcomes
+
+    async def _find_replicas(self) -> Collection[Address]:
+        return await addresses(self._model, "model")

@@ -1,0 +1,140 @@
+"""Requests to the model by an ingress replica: alone over a connection, and by handle whenever that brings nothing."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deployments.core import metrics
+from deployments.core.errors import Overloaded, Unavailable
+from deployments.core.outcomes import Outcome, outcomes_to_json, request_from_json
+from deployments.core.rpc import Address, RpcServer
+from deployments.core.settings import Settings
+from deployments.model_calls import ModelCalls
+from tests.unit.fakes import CountingMetrics, prediction
+from tests.unit.test_corrections import until
+from tests.unit.test_lookups import naming
+
+
+class ModelReplica:
+    """Answers each text with itself as intent; refuses `full`. Over its port if it has one, and by handle."""
+
+    def __init__(self) -> None:
+        self.address: Address | None = None
+        self.reply: Callable[[bytes], Awaitable[bytes]] = self._reply
+        self.asked: list[tuple[Sequence[str], float]] = []
+        self.by_handle = 0
+
+    async def listen(self) -> None:
+        self.address = await RpcServer(self._answer).start("127.0.0.1")
+
+    async def _answer(self, request: bytes) -> bytes:
+        return await self.reply(request)
+
+    async def _reply(self, request: bytes) -> bytes:
+        return outcomes_to_json(self.outcomes(*request_from_json(request)))
+
+    def outcomes(self, texts: Sequence[str], left_s: float) -> list[Outcome]:
+        self.asked.append((texts, left_s))
+        return [Overloaded("full", retry_after_s=2.5) if text == "full" else prediction(text) for text in texts]
+
+    @property
+    def handle(self) -> Any:
+        """What Serve would give for it."""
+
+        async def predict(requests: Sequence[tuple[Sequence[str], float]]) -> list[list[Outcome]]:
+            self.by_handle += 1
+            return [self.outcomes(*request) for request in requests]
+
+        return SimpleNamespace(predict=SimpleNamespace(remote=predict), broadcast=naming(lambda: self.address))
+
+
+async def asking(replica: ModelReplica, recorder: metrics.Metrics | None = None) -> ModelCalls:
+    """Calls to a replica that is connected to, if it has a port."""
+    calls = ModelCalls(Settings(), replica.handle, recorder or CountingMetrics())
+    if replica.address:
+        await until(lambda: calls._channel._connections)
+    return calls
+
+
+async def test_requests_go_over_the_connection_when_there_is_one():
+    """Each with its texts and its time; by handle before, with the same outcomes."""
+    replica, recorder = ModelReplica(), CountingMetrics()
+    calls = await asking(replica, recorder)
+
+    before = await calls.predict(["a", "full"], 10)
+    await replica.listen()
+    await until(lambda: calls._channel._connections)
+    after, _ = await asyncio.gather(calls.predict(["a", "full"], 10), calls.predict(["b"], 20))
+
+    assert before[0] == after[0] == prediction("a")
+    assert [(type(each[1]), each[1].detail, each[1].retry_after_s) for each in (before, after)] == [
+        (Overloaded, "full", 2.5)
+    ] * 2
+    assert replica.by_handle == 1
+    assert [texts for texts, _ in replica.asked] == [["a", "full"], ["a", "full"], ["b"]]
+    assert [round(left_s) for _, left_s in replica.asked] == [10, 10, 20]
+    assert recorder.total(metrics.MODEL_CALLS, transport="handle") == 1
+    assert recorder.total(metrics.MODEL_CALLS, transport="direct") == 2
+
+
+async def test_a_request_whose_connection_breaks_off_goes_by_handle():
+    """A replica that is killed fails no caller."""
+    replica = ModelReplica()
+    await replica.listen()
+    calls = await asking(replica)
+
+    async def end(_request: bytes) -> bytes:
+        for connection in calls._channel._connections.values():
+            connection.close()
+        return await asyncio.Event().wait()
+
+    replica.reply = end
+    assert await calls.predict(["a"], 10) == [prediction("a")]
+    assert replica.by_handle == 1
+
+
+@pytest.mark.parametrize("reply", [b"[]", b"{}", b"\x80", None], ids=["few", "foreign", "binary", "failed"])
+async def test_a_reply_of_no_use_is_asked_for_by_handle(reply: bytes | None):
+    """While an update rolls out, the model may be of another version."""
+    replica = ModelReplica()
+    await replica.listen()
+    calls = await asking(replica)
+
+    async def other(_request: bytes) -> bytes:
+        if reply is None:
+            raise ZeroDivisionError
+        return reply
+
+    replica.reply = other
+    assert await calls.predict(["a"], 10) == [prediction("a")]
+    assert replica.by_handle == 1
+
+
+async def test_a_request_that_gets_no_reply_ends_with_its_time_and_takes_nobody_along():
+    """Others wait on the same connection, and may have more time."""
+    replica = ModelReplica()
+    await replica.listen()
+    calls = await asking(replica)
+    may_go, called_off = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: bytes) -> bytes:
+        try:
+            await may_go.wait()
+        except asyncio.CancelledError:
+            called_off.set()
+            raise
+        return await replica._reply(request)
+
+    replica.reply = slow
+    patient = asyncio.create_task(calls.predict(["a"], 10))
+    with pytest.raises(Unavailable, match=r"did not answer within 0\.0"):
+        await calls.predict(["b"], 0.05)
+    await asyncio.wait_for(called_off.wait(), 5)
+    may_go.set()
+
+    assert await patient == [prediction("a")]
+    assert replica.by_handle == 0
+    assert [texts for texts, _ in replica.asked] == [["a"]]
