@@ -32,7 +32,7 @@ class Lookups:
         self._cache = cache
         self._get_by_handle = cache.get_many  # a new handle each time it is named, so name it once
         self._metrics = recorder
-        self._channel = RpcChannel(self._find_replicas, predictions_from_json)
+        self._channel = RpcChannel(self._find_replicas)
         self._groups: Coalescer[str, Prediction | None] = Coalescer(
             self._get_group,
             max_items=settings.cache_max_group,
@@ -80,11 +80,18 @@ class Lookups:
 
     async def _call_directly(self, keys: list[str]) -> Sequence[Prediction | None]:
         """The kept predictions, over the connection. Raises `ConnectionError` or `Unavailable`."""
+        connection = self._channel.choose()
         try:
-            return await self._channel.call("\n".join(keys).encode(), timeout_s=self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                return predictions_from_json(await connection.call("\n".join(keys).encode()))
         except TimeoutError as error:
+            connection.close()  # here and below: the next call may be to another replica
             raise Unavailable(f"the cache did not answer within {self._timeout_s:g} s") from error
+        except Unavailable:
+            connection.close()
+            raise
         except ValueError as error:
+            connection.close()
             raise Unavailable("the cache answered what this version does not read") from error
 
     async def _find_replicas(self) -> Collection[Address]:

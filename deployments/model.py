@@ -81,15 +81,17 @@ class Model:
         A request is its texts and the seconds left to it. Requests that travel together are served and refused as if
         each had come alone.
         """
-        return await asyncio.gather(*(self._batcher.submit(texts, timeout_s=left_s) for texts, left_s in requests))
+        return await asyncio.gather(*(self._outcomes(texts, left_s) for texts, left_s in requests))
 
     async def address(self) -> Address | None:
         """Where this replica takes requests; None where it takes them by handle alone."""
         return self._address
 
     async def _answer(self, request: bytes) -> bytes:
-        texts, left_s = request_from_json(request)
-        return outcomes_to_json(await self._batcher.submit(texts, timeout_s=left_s))
+        return outcomes_to_json(await self._outcomes(*request_from_json(request)))
+
+    async def _outcomes(self, texts: Sequence[str], left_s: float) -> list[Outcome]:
+        return await self._batcher.submit(texts, timeout_s=left_s)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's autoscaler asks each replica for, once a metrics interval. See `autoscaling`."""

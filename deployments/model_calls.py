@@ -21,7 +21,7 @@ class ModelCalls:
     def __init__(self, settings: Settings, model: DeploymentHandle, recorder: metrics.Metrics) -> None:
         self._model = model
         self._metrics = recorder
-        self._channel = RpcChannel(self._find_replicas, outcomes_from_json)
+        self._channel = RpcChannel(self._find_replicas)
         self._requests: RequestLanes[Outcome] = RequestLanes(
             self._call_by_handle,
             send_alone=self._call_directly,
@@ -39,13 +39,17 @@ class ModelCalls:
         """The outcomes of one request, over a connection.
 
         Raises:
-            ConnectionError: there is none, it broke off, or it brought nothing of use: a handle may.
+            ConnectionRefusedError: there is none.
+            ConnectionError: it broke off, or brought nothing of use; a handle may.
             Unavailable: no reply in the time of the request.
         """
         left_s = request.leaves_s - asyncio.get_running_loop().time()
+        content = request_to_json(request.texts, left_s)
         try:
             async with asyncio.timeout(left_s):
-                outcomes = await self._channel.call(request_to_json(request.texts, left_s), weight=len(request.texts))
+                # What a text costs goes with its length: ten long ones are more than twenty short ones.
+                reply = await self._channel.choose().call(content, weight=len(content))
+            outcomes = outcomes_from_json(reply)
         except TimeoutError as error:
             raise Unavailable(f"the model did not answer within {left_s:g} s") from error
         except (Unavailable, ValueError) as error:
@@ -62,9 +66,10 @@ class ModelCalls:
             started_s = now_s()  # the second time there is less time left
             return self._model.predict.remote([(each.texts, each.leaves_s - started_s) for each in requests])
 
-        outcomes: Sequence[Sequence[Outcome]] = await ask(
-            call, "model", max(each.leaves_s for each in requests) - now_s()
-        )
+        left_s = max(each.leaves_s for each in requests) - now_s()
+        # A text that ends a replica's process is to end no third one.
+        retries = 0 if any(each.was_sent for each in requests) else 1
+        outcomes: Sequence[Sequence[Outcome]] = await ask(call, "model", left_s, retries=retries)
         self._metrics.record(metrics.MODEL_CALLS, transport="handle")
         return outcomes
 

@@ -90,8 +90,8 @@ def _instrument(metric: Metric) -> Any:
     return kind(metric.name, metric.help, tag_keys=metric.labels)
 
 
-async def ask(call: Callable[[], Awaitable[R]], part: str, timeout_s: float) -> R:
-    """Await a handle call of at most `timeout_s`; one that met a dying replica is made once more.
+async def ask(call: Callable[[], Awaitable[R]], part: str, timeout_s: float, *, retries: int = 1) -> R:
+    """Await a handle call of at most `timeout_s`; one that met a dying replica is made again, `retries` times.
 
     Only for calls that may run twice. Our own errors cross as they are; whatever else goes wrong on the way is told in
     their terms, because callers decide by them.
@@ -103,11 +103,12 @@ async def ask(call: Callable[[], Awaitable[R]], part: str, timeout_s: float) -> 
     """
     try:
         async with asyncio.timeout(timeout_s):
-            try:
-                return await call()
-            except RayActorError:
-                await asyncio.sleep(RETRY_PAUSE_S)
-                return await call()
+            for _ in range(retries):
+                try:
+                    return await call()
+                except RayActorError:
+                    await asyncio.sleep(RETRY_PAUSE_S)
+            return await call()
     except IntentGraphError:
         raise
     except TimeoutError as error:
@@ -137,16 +138,19 @@ def _told(error: Exception, part: str) -> IntentGraphError:
 
 
 async def addresses(deployment: DeploymentHandle, part: str) -> list[Address]:
-    """Where the replicas of a deployment take direct calls, by their `address`; those that do not answer left out.
+    """Where the replicas of a deployment take direct calls, by their `address`.
+
+    Serve gives all answers to a broadcast or none. So while a replica hangs, it is where one of those is that do not.
 
     Raises:
         Unavailable: there is no replica.
     """
-    replies = await ask(
-        lambda: deployment.broadcast("address").results_async(timeout_s=FIND_TIMEOUT_S, return_exceptions=True),
-        part,
-        2 * FIND_TIMEOUT_S,
-    )
+    try:
+        replies = await ask(
+            lambda: deployment.broadcast("address").results_async(return_exceptions=True), part, FIND_TIMEOUT_S
+        )
+    except Unavailable:
+        replies = [await ask(deployment.address.remote, part, FIND_TIMEOUT_S)]
     return [reply for reply in replies if isinstance(reply, Address)]
 
 

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from deployments.core.busy import BusyShare
 from deployments.core.coalesce import Coalescer
-from deployments.core.errors import DeadlineExceeded, IntentGraphError, Internal, Overloaded, Unavailable
+from deployments.core.errors import DeadlineExceeded, IntentGraphError, Internal, Overloaded, Unavailable, withheld
 from deployments.core.metrics import (
     BATCH_SIZE,
     BATCH_TOKENS,
@@ -206,7 +206,7 @@ class Batcher(Generic[T, P, R]):
         """Start another worker when one ended while something waits, be it by a defect or a stranger's cancel."""
         self._worker = None
         if not worker.cancelled() and (error := worker.exception()):
-            logger.error("the batch worker failed and is replaced", exc_info=_withheld(error))
+            logger.error("the batch worker failed and is replaced", exc_info=withheld(error))
         self._wake()
 
     async def _work(self) -> None:
@@ -303,7 +303,7 @@ class _Stage(Generic[A, B]):
 
     async def _halves(self, items: Sequence[A], error: BaseException) -> Sequence[B | IntentGraphError]:
         if len(items) == 1:
-            logger.error("%s failed for one item", self._name, exc_info=_withheld(error))
+            logger.error("%s failed for one item", self._name, exc_info=withheld(error))
             return [Internal()]
         logger.warning("%s of %d items raised %s: trying its halves", self._name, len(items), type(error).__qualname__)
         middle = len(items) // 2
@@ -340,12 +340,6 @@ def _guarded(function: Callable[[Sequence[A]], Sequence[B]], items: Sequence[A])
         return list(function(items))
     except BaseException as error:  # noqa: BLE001
         return _Raised(error)
-
-
-def _withheld(error: BaseException) -> Exception:
-    """The stack and type of an error for the log, without its message or causes: they may quote a user's text."""
-    name = f"{type(error).__module__}.{type(error).__qualname__}"
-    return RuntimeError(f"{name} (message withheld: it may quote a text)").with_traceback(error.__traceback__)
 
 
 def _late(after_s: float) -> DeadlineExceeded:

@@ -79,10 +79,15 @@ class Coalescer(Generic[T, R]):
                 self._waiting.pop(future, None)
 
     def _require_room(self, items: int) -> None:
-        if self._waiting and len(self._waiting) + items > self._max_waiting:
+        if self._lacks_room(items):
+            self._dispatch()  # those that came in this turn of the loop may have places free for them
+        if self._lacks_room(items):
             raise Overloaded(
                 f"{len(self._waiting):,} wait already; the limit is {self._max_waiting:,}; come back later"
             )
+
+    def _lacks_room(self, items: int) -> bool:
+        return bool(self._waiting) and len(self._waiting) + items > self._max_waiting
 
     def _dispatch(self) -> None:
         while self._waiting and len(self._calls) < self._max_in_flight:

@@ -187,3 +187,9 @@ class ArtifactError(StartupError):
 
 class StoreRefused(StartupError):
     """The feedback log's store does not keep what it would acknowledge."""
+
+
+def withheld(error: BaseException) -> Exception:
+    """The stack and type of an error for the log, without its message or causes: they may quote a user's text."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    return RuntimeError(f"{name} (message withheld: it may quote a text)").with_traceback(error.__traceback__)

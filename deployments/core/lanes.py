@@ -12,7 +12,7 @@ kind: a queue that has no room for a hundred texts may have it for one.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from deployments.core.coalesce import Coalescer
@@ -31,10 +31,14 @@ texts of 5,000 code points are 2 MB at most, and parts of it would wait for one 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The texts of one caller, and when it leaves, by the event loop's clock."""
+    """The texts of one caller, and when it leaves, by the event loop's clock.
+
+    `was_sent`: to a replica that then was gone; the texts may be what ended it.
+    """
 
     texts: Sequence[str]
     leaves_s: float
+    was_sent: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -43,14 +47,14 @@ class Request:
 
 
 class RequestLanes(Generic[R]):
-    """Makes a call of `send_alone` for each request, and few calls of `send` for those for which that is none.
+    """Sends each request by `send_alone`; where that raises `ConnectionError`, in a call of `send` with others.
 
     `send(requests)` returns one list of outcomes a request, in order. See `Coalescer` for what else it may do.
 
     Args:
         send: Carries requests and brings their outcomes, one a text.
-        send_alone: Carries one request; raises `ConnectionError` where it is to be sent in the other way, once more
-            if need be.
+        send_alone: Carries one request. Raises `ConnectionRefusedError` when it did not reach the model, any other
+            `ConnectionError` when it may have, without an answer: then it is sent as one that `was_sent`.
         max_requests: Most small requests of a call.
         max_waiting: Most requests of a lane that wait for a call; beyond it `Overloaded`.
         max_in_flight: Calls of a lane under way at once.
@@ -105,8 +109,10 @@ class RequestLanes(Generic[R]):
     async def _send(self, lane: "_Lane[R]", request: Request) -> Sequence[R]:
         try:
             return await self._send_alone(request)
-        except ConnectionError:
+        except ConnectionRefusedError:
             pass
+        except ConnectionError:
+            request = replace(request, was_sent=True)
         try:
             (outcomes,) = await lane.calls.submit([request])
         except Overloaded:

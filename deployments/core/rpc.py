@@ -3,9 +3,10 @@
 A Serve handle routes, balances and retries, and for a look-up that is most of its cost (2.4 ms, against 0.8 over this).
 So a handle finds the replicas, and makes the calls while there is no connection; the connections carry the others.
 
-    client ── token ──▶ server                                once; a stranger, who has none, is hung up on
-    client ── length, number, over?, request ──▶ server       calls overlap; one that nobody waits for is called off
-    client ◀── length, number, failed?, reply ── server       as replies are ready; number `RETIRE`: call others
+    client ── token ──▶ server                                    once; a stranger, who has none, is hung up on
+    client ◀── version ── server                                  of what follows; another one is hung up on, too
+    client ── length, number, called off?, request ──▶ server     calls overlap; who does not wait any more says so
+    client ◀── length, number, failed?, reply ── server           as replies are ready; number `RETIRE`: call others
 
 What requests and replies say is their owners'. Nothing is unpickled.
 """
@@ -15,6 +16,7 @@ import contextvars
 import hmac
 import itertools
 import logging
+import math
 import random
 import secrets
 import socket
@@ -22,28 +24,34 @@ import struct
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, TypeVar
 
-from deployments.core.errors import IntentGraphError, Internal, Unavailable
+from deployments.core.errors import IntentGraphError, Internal, Unavailable, withheld
 
 REQUEST = struct.Struct(">II?")
 REPLY = struct.Struct(">II?")
 RETIRE = 2**32 - 1
 """A number that no call has."""
 TOKEN_BYTES = 32
-ACCEPTED = b"\x01"
+VERSION = b"\x02"
+"""Raise it with any change of what travels, requests and replies too: replicas of two versions then call by handle."""
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 """Beyond it the other side is not one of ours: a hundred texts of 5,000 characters are 3 MB, were each one escaped."""
+MAX_UNSENT_BYTES = 4 * 1024 * 1024
+"""From here on a server that does not read is called no more."""
+MAX_SILENCE_S = 10.0
+"""A server that owes replies and sends none for so long is hung up on: it hangs, or its machine is gone. A batch takes
+a second or two."""
 CONNECT_TIMEOUT_S = 5.0
+LEAVE_TIMEOUT_S = 2.0
+"""Clients of a server that drains have left by then, or hang themselves."""
 FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 5.0
 """Between attempts to connect; meanwhile calls go by handle, which is slower and nothing else."""
 FIND_PERIOD_S = 3.0
-"""At least so often a channel asks anew whom to call: a replica that came later is idle until then."""
+"""So often at least a channel asks whom to call: a replica that came later is idle until then. It costs each replica
+that is asked for and each that asks 2 ms."""
 
 logger = logging.getLogger(__name__)
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,10 @@ class RpcServer:
         self._answer = answer
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._server: asyncio.Server | None = None
-        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._connected: set[asyncio.Task[None]] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._is_draining = False
 
     async def start(self, host: str) -> Address:
         """Listen on a free port of `host`. Raises OSError."""
@@ -75,47 +86,53 @@ class RpcServer:
 
     async def drain(self) -> None:
         """Take nobody new, send the others to other servers, and return when whatever was under way is answered."""
+        self._is_draining = True
         if self._server:
             self._server.close()
-        for writer in self._clients.values():
+        for writer in self._clients:
             if not writer.is_closing():
                 writer.write(REPLY.pack(0, RETIRE, False))
-        if self._clients:
-            await asyncio.wait(self._clients)
+        while self._answering:
+            await asyncio.wait(self._answering)
+        if self._connected:
+            await asyncio.wait(self._connected, timeout=LEAVE_TIMEOUT_S)
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = asyncio.create_task(self._serve(reader, writer))
-        self._clients[client] = writer
-        client.add_done_callback(self._clients.pop)
+        self._connected.add(client)
+        client.add_done_callback(self._connected.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answering: dict[int, asyncio.Task[None]] = {}
+        calls: dict[int, asyncio.Task[None]] = {}
         try:
-            # A client whose machine is gone says so to nobody.
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _watch(writer)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 token = await reader.readexactly(TOKEN_BYTES)
             if not hmac.compare_digest(token, self._token):
                 logger.debug("hung up on a stranger")  # who may come as often as they like: no line for each
                 return
-            if not writer.is_closing():
-                writer.write(ACCEPTED)
+            if self._is_draining or writer.is_closing():
+                return
+            writer.write(VERSION)
+            self._clients.add(writer)
             while True:
-                size, number, is_over = REQUEST.unpack(await reader.readexactly(REQUEST.size))
+                size, number, is_called_off = REQUEST.unpack(await reader.readexactly(REQUEST.size))
                 if size > MAX_REQUEST_BYTES:
                     logger.warning("hung up on a caller whose request has %d bytes", size)
                     return
                 request = await reader.readexactly(size)
-                if not is_over:
-                    call = asyncio.create_task(self._reply(number, request, writer))
-                    answering[number] = call
-                    call.add_done_callback(partial(_forget, answering, number))
-                elif number in answering:
-                    answering[number].cancel()
+                if not is_called_off:
+                    call = calls[number] = asyncio.create_task(self._reply(number, request, writer))
+                    self._answering.add(call)
+                    call.add_done_callback(self._answering.discard)
+                    call.add_done_callback(partial(_forget, calls, number))
+                elif number in calls:
+                    calls[number].cancel()
         except (OSError, EOFError):
             pass  # the caller left, or said nothing
         finally:
-            for call in answering.values():
+            self._clients.discard(writer)
+            for call in calls.values():
                 call.cancel()
             writer.close()
 
@@ -125,15 +142,24 @@ class RpcServer:
             reply = await self._answer(request)
         except Exception as error:
             if not isinstance(error, IntentGraphError):
-                logger.exception("a call failed")
+                logger.error("a call failed", exc_info=withheld(error))  # noqa: TRY400 — its message may quote a text
                 error = Internal("the call failed; the log of the replica that answered it has the cause")
             failed, reply = True, error.detail.encode()
         if not writer.is_closing():  # uvloop raises RuntimeError for a write to what is closing
             writer.write(REPLY.pack(len(reply), number, failed) + reply)
 
 
-def _forget(answering: dict[int, asyncio.Task[None]], number: int, _call: asyncio.Task[None]) -> None:
-    del answering[number]
+def _forget(calls: dict[int, asyncio.Task[None]], number: int, _call: asyncio.Task[None]) -> None:
+    del calls[number]
+
+
+def _watch(writer: asyncio.StreamWriter) -> None:
+    """Have the kernel find out when the other side's machine is gone: it says so to nobody."""
+    connection: socket.socket = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 25_000)):
+        if hasattr(socket, option):  # macOS calls some otherwise
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 class RpcConnection:
@@ -146,17 +172,26 @@ class RpcConnection:
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._is_retired = False
+        self._owes_since_s = math.inf
         self.load = 0
         # In nobody's context: Serve cancels what an ended request left.
         self.ended = asyncio.create_task(self._receive(), context=contextvars.Context())
 
     @property
     def takes_calls(self) -> bool:
-        """Whether it has neither ended nor been retired, by either side."""
-        return not (self._is_retired or self._has_ended)
+        """Whether it has neither ended nor been retired, by either side, and the server reads what it is sent."""
+        if self._is_retired or self.has_ended:
+            return False
+        return self._writer.transport.get_write_buffer_size() < MAX_UNSENT_BYTES
 
     @property
-    def _has_ended(self) -> bool:
+    def silent_s(self) -> float:
+        """How long the server has owed a reply and sent nothing, in seconds; below 0 when it owes none."""
+        return asyncio.get_running_loop().time() - self._owes_since_s
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it carries nothing any more."""
         return self.ended.done() or self._writer.is_closing()  # closing: as in the server
 
     async def call(self, request: bytes, *, weight: int = 1) -> bytes:
@@ -166,10 +201,12 @@ class RpcConnection:
             ConnectionError: the connection ended; whether the request was answered is not known.
             Unavailable: the other side could not answer it.
         """
-        if self._has_ended:
+        if self.has_ended:
             raise ConnectionResetError("the connection has ended")
         number = next(self._numbers) % RETIRE
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._owes_since_s = asyncio.get_running_loop().time()
         self._waiting[number] = reply
         self.load += weight
         try:
@@ -178,7 +215,9 @@ class RpcConnection:
         finally:
             self.load -= weight
             self._waiting.pop(number, None)
-            if reply.cancelled() and not self._has_ended:
+            if not self._waiting:
+                self._owes_since_s = math.inf
+            if reply.cancelled() and not self.has_ended:
                 self._writer.write(REQUEST.pack(0, number, True))
             if self._is_retired and not self._waiting:
                 self.close()
@@ -199,6 +238,8 @@ class RpcConnection:
             while True:
                 size, number, failed = REPLY.unpack(await self._reader.readexactly(REPLY.size))
                 content = await self._reader.readexactly(size)
+                if self._waiting:
+                    self._owes_since_s = asyncio.get_running_loop().time()
                 if number == RETIRE:
                     self.retire()
                 reply = self._waiting.get(number)
@@ -217,7 +258,7 @@ class RpcConnection:
         for reply in self._waiting.values():
             if not reply.done():
                 reply.set_exception(ConnectionResetError("the connection ended before the reply"))
-        self._writer.close()
+        self._writer.transport.abort()  # closed, it would keep what a server that hangs has not read
 
 
 async def connect(address: Address) -> RpcConnection:
@@ -225,56 +266,42 @@ async def connect(address: Address) -> RpcConnection:
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(address.host, address.port)
         try:
+            _watch(writer)
             writer.write(address.token)
-            await reader.readexactly(len(ACCEPTED))
+            version = await reader.readexactly(len(VERSION))
         except BaseException:
             writer.close()
             raise
+    if version != VERSION:
+        writer.close()
+        raise ConnectionRefusedError("the server speaks another version")
     return RpcConnection(address, reader, writer)
 
 
-class RpcChannel(Generic[R]):
+class RpcChannel:
     """Keeps a connection to each server that `find` names: made in the background, and anew when one ends.
 
-    A call goes to the less loaded of two servers chosen at random, which balances nearly as well as to the least loaded
-    of all, and sends no herd to the one that came last (Mitzenmacher, The Power of Two Choices, 2001).
-
-    Make it in a coroutine: a task here begins at once.
+    Which servers are no more, the connections tell. One that owes replies and is silent for `MAX_SILENCE_S` is hung up
+    on. Make it in a coroutine: a task here begins at once.
 
     Args:
-        find: Gives the addresses of the servers there are at present. May raise.
-        read: Makes of a reply what its caller wants. Raises ValueError for what it cannot read.
+        find: Gives the addresses of servers there are at present. May raise.
     """
 
-    def __init__(self, find: Callable[[], Awaitable[Collection[Address]]], read: Callable[[bytes], R]) -> None:
+    def __init__(self, find: Callable[[], Awaitable[Collection[Address]]]) -> None:
         self._find = find
-        self._read = read
         self._connections: dict[Address, RpcConnection] = {}
         self._keeping = asyncio.create_task(self._keep(), context=contextvars.Context())
 
-    async def call(self, request: bytes, *, timeout_s: float | None = None, weight: int = 1) -> R:
-        """The reply to a request, read. What is none ends that connection: the next call may be to another server.
+    def choose(self) -> RpcConnection:
+        """The connection for a call: the less loaded of two that are chosen at random.
 
-        Args:
-            request: What the server is asked.
-            timeout_s: How long a server in order takes at most; without it, how long to wait is the caller's affair.
-            weight: What the request counts among those under way.
+        That balances nearly as well as the least loaded of all, and sends no herd to the one that came last
+        (Mitzenmacher, The Power of Two Choices, 2001).
 
         Raises:
-            ConnectionError: there is no connection at present, or it ended; it may be asked in another way.
-            TimeoutError: no reply in time.
-            Unavailable: the other side could not answer it.
-            ValueError: its reply cannot be read.
+            ConnectionRefusedError: there is none at present.
         """
-        connection = self._less_loaded_of_two()
-        try:
-            async with asyncio.timeout(timeout_s):
-                return self._read(await connection.call(request, weight=weight))
-        except (TimeoutError, Unavailable, ValueError):
-            connection.close()
-            raise
-
-    def _less_loaded_of_two(self) -> RpcConnection:
         there = [each for each in self._connections.values() if each.takes_calls]
         if not there:
             raise ConnectionRefusedError("not connected yet")
@@ -285,21 +312,15 @@ class RpcChannel(Generic[R]):
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                await self._renew()
+                found = await self._find()
+                await asyncio.gather(*(self._connect(each) for each in found if each not in self._connections))
             except Exception as error:  # noqa: BLE001 — whatever it is: calls go another way, and it is tried again
-                logger.debug("no direct connections (%s)", type(error).__name__)
+                logger.debug("no server found (%s)", type(error).__name__)
             if await self._one_ends_within(FIND_PERIOD_S * random.uniform(0.5, 1)):  # noqa: S311 — spreads replicas
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
             else:
                 pause_s = FIRST_PAUSE_S
-
-    async def _renew(self) -> None:
-        """Connect to the servers that are new, and retire the connections to those that are no more."""
-        named = await self._find()
-        for address in self._connections.keys() - named:
-            self._connections.pop(address).retire()
-        await asyncio.gather(*(self._connect(each) for each in named if each not in self._connections))
 
     async def _connect(self, address: Address) -> None:
         try:
@@ -313,7 +334,11 @@ class RpcChannel(Generic[R]):
             return True
         ends = [each.ended for each in self._connections.values()]
         await asyncio.wait(ends, timeout=time_s, return_when=asyncio.FIRST_COMPLETED)
-        ended = [address for address, each in self._connections.items() if each.ended.done()]
-        for address in ended:
+        for each in self._connections.values():
+            if each.silent_s > MAX_SILENCE_S:
+                logger.warning("hung up on a replica at %s: silent for %.0f s", each.address, each.silent_s)
+                each.close()
+        gone = [address for address, each in self._connections.items() if each.has_ended]
+        for address in gone:
             del self._connections[address]
-        return bool(ended)
+        return bool(gone)

@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     max_model_calls: int = Field(
         32,
         ge=1,
-        description="Handle calls to the model an ingress replica keeps in flight, of small requests and of large ones each.",
+        description="Handle calls to the model an ingress replica keeps in flight, of small and large requests each.",
     )
 
     # Feedback

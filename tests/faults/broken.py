@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from ray.serve import Application
 
 from deployments import graph
+from deployments.core.outcomes import Outcome
 from deployments.core.settings import Settings
 from deployments.model import Model
 
@@ -24,11 +25,10 @@ class Dead:
 class Breakable(Model):
     """The model, until it is asked about `BREAKING`."""
 
-    async def predict(self, requests: Sequence[tuple[Sequence[str], float]]) -> list[list[Any]]:
-        """See `Model`."""
-        if any(BREAKING in texts for texts, _ in requests):
+    async def _outcomes(self, texts: Sequence[str], left_s: float) -> list[Outcome]:
+        if BREAKING in texts:
             self._classifier.runtime = Dead()
-        return await super().predict(requests)
+        return await super()._outcomes(texts, left_s)
 
 
 def build(settings: Settings) -> Application:

@@ -1,7 +1,8 @@
-"""A model that is killed, one that fails for good, and a text at which it raises, while others are being answered."""
+"""A model that is killed, hangs or fails for good, and a text at which it raises, while others are being answered."""
 
 import os
 import signal
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,18 +11,24 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from deployments.core.rpc import MAX_SILENCE_S
 from tests.faults.broken import BREAKING
 from tests.faults.poison import POISON, poisoned_artifact
-from tests.graph.rollout import deploy, serve, shipped
+from tests.graph.rollout import deploy, serve, shipped, wait_until_settled
 from tests.service import ROOT, Service, Traffic, request, wait_for
 
 CALLERS = 8
+GIVEN_UP_S = MAX_SILENCE_S + 8.0
+"""So long at most, look-up and answer included: a channel looks at its connections every three seconds, after asking
+whom to call, which a replica that hangs makes two seconds longer."""
 
 
 def test_killing_the_model_in_mid_batch_fails_no_request(service: Service):
     """`kill -9` of every replica there is: what they had is sent again and waits, like what comes, for the next."""
     with Traffic(service, threads=CALLERS) as traffic:
-        wait_for(lambda: traffic.outcomes[200] > 3 * CALLERS, 30, lambda: f"no traffic: {traffic.outcomes}")
+        calls_go_directly(service)
         killed = service.replica_pids("Model")
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
@@ -30,6 +37,16 @@ def test_killing_the_model_in_mid_batch_fails_no_request(service: Service):
         wait_for(lambda: traffic.outcomes[200] > answered + 3 * CALLERS, 30, lambda: f"no answers: {traffic.outcomes}")
 
     assert set(traffic.outcomes) == {200}
+
+
+def calls_go_directly(service: Service) -> None:
+    """Wait until many of them do that are counted from now."""
+
+    def direct() -> float:
+        return service.metric("intent_model_calls_total", transport="direct")
+
+    before = direct()
+    wait_for(lambda: direct() > before + 3 * CALLERS, 30, lambda: "they go by handle for good", pause_s=0.5)
 
 
 def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path: Path):
@@ -68,6 +85,37 @@ def test_a_model_that_fails_for_good_is_replaced(service: Service):
         )
 
 
+def test_a_model_replica_that_hangs_fails_no_request(service: Service):
+    """One of two: what it has waits until it is given up, and the other answers what comes meanwhile."""
+    config = shipped(service)
+    fixed = deepcopy(config)
+    (model,) = (each for each in fixed["applications"][0]["deployments"] if each["name"] == "Model")
+    del model["autoscaling_config"]
+    model["num_replicas"] = 2
+    deploy(service, fixed)
+    wait_until_settled(service, {"Model": {2}})
+    try:
+        with Traffic(service, threads=CALLERS) as traffic:
+            calls_go_directly(service)
+            hanging = psutil.Process(min(service.replica_pids("Model")))
+            hanging.suspend()
+            try:
+                time.sleep(GIVEN_UP_S)
+                answered = traffic.outcomes[200]
+                wait_for(lambda: traffic.outcomes[200] > answered + 10 * CALLERS, 30, lambda: f"{traffic.outcomes}")
+            finally:
+                hanging.resume()
+    finally:
+        model["num_replicas"] = 1
+        deploy(service, fixed)
+        wait_until_settled(service, {"Model": {1}})
+        deploy(service, config)
+        wait_until_settled(service, {"Model": {1}})
+
+    assert set(traffic.outcomes) == {200}
+    assert MAX_SILENCE_S < traffic.longest_s < GIVEN_UP_S
+
+
 @contextmanager
 def second_application(service: Service, name: str, *, args: Mapping[str, Any] = {}, **changes: Any) -> Iterator[str]:
     """The URL of an application beside the shipped one, with one replica of each deployment; gone at the end."""
@@ -84,7 +132,15 @@ def second_application(service: Service, name: str, *, args: Mapping[str, Any] =
 
     deploy(service, both)
     try:
-        wait_for(lambda: request(f"{url}/health/ready").status == 200, 60, lambda: serve(service, "status"))
+        wait_for(lambda: is_ready(url), 60, lambda: serve(service, "status"))
         yield url
     finally:
         deploy(service, config)
+
+
+def is_ready(url: str) -> bool:
+    """Whether an application answers; HAProxy, told of it just now, may hang up."""
+    try:
+        return request(f"{url}/health/ready").status == 200
+    except OSError:
+        return False

@@ -19,11 +19,13 @@ class Wire:
     def __init__(self) -> None:
         self.calls: list[list[list[str]]] = []
         self.times_s: list[list[float]] = []
+        self.were_sent: list[list[bool]] = []
         self.held: dict[str, asyncio.Event] = {}
 
     async def send(self, requests: list[Request]) -> list[list[str]]:
         self.calls.append([list(request.texts) for request in requests])
         self.times_s.append([request.leaves_s for request in requests])
+        self.were_sent.append([request.was_sent for request in requests])
         for request in requests:
             for text in request.texts:
                 if text in self.held:
@@ -108,10 +110,14 @@ async def test_a_request_goes_alone_where_it_can_and_joins_the_others_where_that
     assert await asyncio.gather(submit(lane, "a"), submit(lane, "b")) == [["A"], ["B"]]
     assert wire.calls == [[["a"], ["b"]]]
     assert wire.times_s == [[leaves_s for _, leaves_s in alone[-2:]]]
+    assert wire.were_sent == [[True, True]]
+    error = ConnectionRefusedError()
+    await lane.submit(["a"], timeout_s=60)
+    assert wire.were_sent[1:] == [[False]]
     error = Unavailable("late")
     with pytest.raises(Unavailable):
         await lane.submit(["a"], timeout_s=60)
-    assert len(wire.calls) == 1
+    assert len(wire.calls) == 2
 
 
 async def test_a_large_request_keeps_no_small_one_waiting():
@@ -202,6 +208,16 @@ async def test_what_the_model_keeps_refusing_is_refused_before_it_is_sent():
     assert recorder.counted == [("intent_model_dropped_total", len(LARGE), {"reason": "throttled"})]
     assert await lane.submit(["small"], timeout_s=60) == ["answer"]
     assert sent[sent_large:] == [1]
+
+
+async def test_as_many_as_the_calls_carry_may_come_at_once():
+    """Beside those that may wait: when a replica is gone, all that it had comes in one turn of the event loop."""
+    wire = Wire()
+    lane = lanes_of(wire, max_requests=10, max_waiting=5, max_in_flight=3)
+
+    answers = await asyncio.gather(*(submit(lane, f"a{n}") for n in range(20)))
+
+    assert answers == [[f"A{n}"] for n in range(20)]
 
 
 async def test_what_a_full_lane_refuses_is_counted():

@@ -21,7 +21,8 @@ from tests.unit.test_corrections import until
 def naming(address: Callable[[], Address | None]) -> Callable[[str], Any]:
     """A handle's `broadcast` to a replica with that address, and to one that fails."""
 
-    async def results(**_options: object) -> list[object]:
+    async def results(*, return_exceptions: bool) -> list[object]:
+        assert return_exceptions
         return [RuntimeError("on its way out"), address()]
 
     return lambda _method: SimpleNamespace(results_async=results)

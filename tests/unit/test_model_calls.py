@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from deployments.core import metrics
 from deployments.core.errors import Overloaded, Unavailable
@@ -15,7 +16,7 @@ from deployments.core.settings import Settings
 from deployments.model_calls import ModelCalls
 from tests.unit.fakes import CountingMetrics, prediction
 from tests.unit.test_corrections import until
-from tests.unit.test_lookups import naming
+from tests.unit.test_lookups import hang, naming
 
 
 class ModelReplica:
@@ -26,6 +27,7 @@ class ModelReplica:
         self.reply: Callable[[bytes], Awaitable[bytes]] = self._reply
         self.asked: list[tuple[Sequence[str], float]] = []
         self.by_handle = 0
+        self.error: Exception | None = None
 
     async def listen(self) -> None:
         self.address = await RpcServer(self._answer).start("127.0.0.1")
@@ -46,6 +48,8 @@ class ModelReplica:
 
         async def predict(requests: Sequence[tuple[Sequence[str], float]]) -> list[list[Outcome]]:
             self.by_handle += 1
+            if self.error:
+                raise self.error
             return [self.outcomes(*request) for request in requests]
 
         return SimpleNamespace(predict=SimpleNamespace(remote=predict), broadcast=naming(lambda: self.address))
@@ -98,18 +102,27 @@ async def test_a_request_whose_connection_breaks_off_goes_by_handle():
 
 @pytest.mark.parametrize("reply", [b"[]", b"{}", b"\x80", None], ids=["few", "foreign", "binary", "failed"])
 async def test_a_reply_of_no_use_is_asked_for_by_handle(reply: bytes | None):
-    """While an update rolls out, the model may be of another version."""
+    """A defect, or a number that JSON cannot carry; what else is under way on the connection stays so."""
     replica = ModelReplica()
     await replica.listen()
     calls = await asking(replica)
 
-    async def other(_request: bytes) -> bytes:
+    may_go = asyncio.Event()
+
+    async def other(request: bytes) -> bytes:
+        if b"neighbour" in request:
+            await may_go.wait()
+            return await replica._reply(request)
         if reply is None:
             raise ZeroDivisionError
         return reply
 
     replica.reply = other
+    neighbour = asyncio.create_task(calls.predict(["neighbour"], 10))
     assert await calls.predict(["a"], 10) == [prediction("a")]
+    assert replica.by_handle == 1
+    may_go.set()
+    assert await neighbour == [prediction("neighbour")]
     assert replica.by_handle == 1
 
 
@@ -138,3 +151,42 @@ async def test_a_request_that_gets_no_reply_ends_with_its_time_and_takes_nobody_
     assert await patient == [prediction("a")]
     assert replica.by_handle == 0
     assert [texts for texts, _ in replica.asked] == [["a"]]
+
+
+async def test_a_request_that_was_sent_is_sent_once_more_and_not_twice():
+    """Its text may be what ends the replicas; one that was not sent has two attempts by handle."""
+    replica = ModelReplica()
+    await replica.listen()
+    calls = await asking(replica)
+    replica.error = RayActorError()
+
+    async def end(_request: bytes) -> bytes:
+        for connection in calls._channel._connections.values():
+            connection.close()
+        return await asyncio.Event().wait()
+
+    replica.reply, replica.address = end, None
+    with pytest.raises(Unavailable):
+        await calls.predict(["a"], 10)
+    assert replica.by_handle == 1
+    with pytest.raises(Unavailable):
+        await calls.predict(["b"], 10)
+    assert replica.by_handle == 3
+
+
+async def test_what_a_request_weighs_goes_with_its_length():
+    """As its forward pass does."""
+    replica = ModelReplica()
+    await replica.listen()
+    calls = await asking(replica)
+    replica.reply = hang
+    (connection,) = calls._channel._connections.values()
+    loads = []
+    for text in ("word", "word " * 100):
+        before = connection.load
+        asked = asyncio.create_task(calls.predict([text], 10))
+        await until(lambda before=before: connection.load > before)
+        loads.append(connection.load - before)
+        asked.cancel()
+
+    assert loads[1] > 5 * loads[0]

@@ -1,6 +1,8 @@
 """Calls to other deployments: made once more where a replica died, and told in the service's own terms."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
@@ -8,7 +10,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments import runtime
 from deployments.core.errors import IntentGraphError, Internal, Overloaded, Unavailable
-from deployments.core.rpc import RpcServer
+from deployments.core.rpc import Address, RpcServer
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,15 @@ async def test_a_call_that_met_a_dying_replica_is_made_once_more():
 
     assert await runtime.ask(part, "model", 1) == "answer"
     assert part.calls == 2
+
+
+async def test_it_is_not_made_again_where_nobody_wants_that():
+    """What it carries may be what ended the replica."""
+    part = Part(RayActorError())
+
+    with pytest.raises(Unavailable):
+        await runtime.ask(part, "model", 1, retries=0)
+    assert part.calls == 1
 
 
 async def test_it_is_not_made_a_third_time():
@@ -113,3 +124,34 @@ async def test_a_server_without_a_port_is_called_by_handle(monkeypatch: pytest.M
     assert await runtime.listen(RpcServer(echo)) is None
     monkeypatch.setattr(runtime, "host_for_replicas", lambda: None)
     assert await runtime.listen(RpcServer(echo)) is None
+
+
+def handle(*replicas: Address | Exception | None, hangs: bool = False) -> Any:
+    """A deployment's, whose replicas answer so; one more `hangs`, and Serve routes round it."""
+
+    async def results_async(*, return_exceptions: bool) -> list[object]:
+        assert return_exceptions
+        if hangs:
+            await asyncio.Event().wait()
+        return list(replicas)
+
+    async def address() -> object:
+        return replicas[0]
+
+    broadcast = SimpleNamespace(results_async=results_async)
+    return SimpleNamespace(broadcast=lambda _method: broadcast, address=SimpleNamespace(remote=address))
+
+
+HERE, THERE = (Address("10.0.0.1", port, b"token") for port in (1, 2))
+
+
+async def test_the_addresses_are_of_all_replicas_that_have_one():
+    """Some have none, and some are on their way out."""
+    assert await runtime.addresses(handle(HERE, None, RayActorError(), THERE), "model") == [HERE, THERE]
+
+
+async def test_a_replica_that_hangs_hides_no_other_for_long(monkeypatch: pytest.MonkeyPatch):
+    """Serve gives all answers or none."""
+    monkeypatch.setattr(runtime, "FIND_TIMEOUT_S", 0.05)
+
+    assert await runtime.addresses(handle(HERE, THERE, hangs=True), "model") == [HERE]
