@@ -14,6 +14,9 @@ from deployments.core.rpc import Address, RpcChannel
 from deployments.core.settings import Settings
 from deployments.runtime import addresses, ask
 
+REPLY_TIME_S = 0.02
+"""What a reply takes, with a margin: the model itself is to tell whose time has ended, not a caller who hangs up."""
+
 
 class ModelCalls:
     """Asks a model replica over a connection to it, and by handle while there is none."""
@@ -44,7 +47,7 @@ class ModelCalls:
             Unavailable: no reply in the time of the request.
         """
         left_s = request.leaves_s - asyncio.get_running_loop().time()
-        content = request_to_json(request.texts, left_s)
+        content = request_to_json(request.texts, _to_answer_in(left_s))
         try:
             async with asyncio.timeout(left_s):
                 # What a text costs goes with its length: ten long ones are more than twenty short ones.
@@ -64,7 +67,9 @@ class ModelCalls:
 
         def call() -> Any:
             started_s = now_s()  # the second time there is less time left
-            return self._model.predict.remote([(each.texts, each.leaves_s - started_s) for each in requests])
+            return self._model.predict.remote(
+                [(each.texts, _to_answer_in(each.leaves_s - started_s)) for each in requests]
+            )
 
         left_s = max(each.leaves_s for each in requests) - now_s()
         # A text that ends a replica's process is to end no third one.
@@ -75,3 +80,8 @@ class ModelCalls:
 
     async def _find_replicas(self) -> Collection[Address]:
         return await addresses(self._model, "model")
+
+
+def _to_answer_in(left_s: float) -> float:
+    """Of the seconds left to a request, those that the model has."""
+    return left_s - min(REPLY_TIME_S, left_s / 10)

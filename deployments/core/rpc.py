@@ -316,7 +316,7 @@ class RpcChannel:
                 await asyncio.gather(*(self._connect(each) for each in found if each not in self._connections))
             except Exception as error:  # noqa: BLE001 — whatever it is: calls go another way, and it is tried again
                 logger.debug("no server found (%s)", type(error).__name__)
-            if await self._one_ends_within(FIND_PERIOD_S * random.uniform(0.5, 1)):  # noqa: S311 — spreads replicas
+            if await self._one_is_gone_within(FIND_PERIOD_S * random.uniform(0.5, 1)):  # noqa: S311 — spreads replicas
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
             else:
@@ -328,8 +328,8 @@ class RpcChannel:
         except (OSError, EOFError) as error:
             logger.debug("no direct connection to %s (%s)", address, type(error).__name__)
 
-    async def _one_ends_within(self, time_s: float) -> bool:
-        """Wait, and forget the connections that have ended; at once where there is none."""
+    async def _one_is_gone_within(self, time_s: float) -> bool:
+        """Wait, then hang up on the silent and forget what has ended; at once where there is no connection."""
         if not self._connections:
             return True
         ends = [each.ended for each in self._connections.values()]

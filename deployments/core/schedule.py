@@ -6,7 +6,7 @@ is formed, who runs it and who is told what became of it is `batching`'s part.
 An item costs its length in tokens, a batch its *padded* tokens: longest × count. Three rules decide a batch:
 
     who leads     the calls that wait take turns; the call whose turn it is gives its oldest item, which always goes
-    who rides     of the items next in turn, those nearest the lead in length, equal lengths in turn
+    who rides     of the items next in turn, those passed over by the last batch, then those nearest the lead in length
     who is left   whatever would break the budgets, or add more padding than another pass costs
 
 Invariant: of n waiting calls, each has its oldest item in one of the next n batches, whatever arrives meanwhile.
@@ -96,6 +96,7 @@ class Scheduler(Generic[C, P]):
         self._texts = 0
         self._tokens = 0
         self._runs_until_s = -math.inf
+        self._last_batch_s = -math.inf
         self._drain = DrainRate()
 
     def __len__(self) -> int:
@@ -163,6 +164,7 @@ class Scheduler(Generic[C, P]):
         if not self._rotation:
             return [], expired
         batch = self._compose()
+        self._last_batch_s = now_s
         self._end_turns(batch)
         self._runs_until_s = now_s + self._passes_s(1, sum(ticket.tokens for ticket in batch))
         return self._take(batch), expired
@@ -209,7 +211,8 @@ class Scheduler(Generic[C, P]):
     def _compose(self) -> list[Ticket[C, P]]:
         """Choose a batch: the lead, then its neighbours in length while they fit."""
         lead, *others = islice(self._in_turn(), LOOKAHEAD * self._limits.max_batch_size)
-        others.sort(key=lambda ticket: abs(ticket.tokens - lead.tokens))  # stable: equal lengths stay in turn
+        # Stable: equals stay in turn.
+        others.sort(key=lambda ticket: (not self._was_passed_over(ticket), abs(ticket.tokens - lead.tokens)))
         batch, longest, useful, budget = [lead], lead.tokens, lead.tokens, self._budget
         for ticket in others:
             if len(batch) == self._limits.max_batch_size:
@@ -220,6 +223,10 @@ class Scheduler(Generic[C, P]):
                 batch.append(ticket)
                 longest, useful = max(longest, ticket.tokens), useful + ticket.tokens
         return batch
+
+    def _was_passed_over(self, ticket: Ticket[C, P]) -> bool:
+        """Whether, its call's oldest, it was here for the last batch: an odd length is to cost one pass, not three."""
+        return ticket.arrived_s <= self._last_batch_s and self._rotation[ticket.call].oldest is ticket
 
     def _in_turn(self) -> Iterator[Ticket[C, P]]:
         """Every ticket in turn: the oldest of each call in rotation, then the second of each, and so on."""

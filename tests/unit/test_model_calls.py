@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from deployments.core import metrics
-from deployments.core.errors import Overloaded, Unavailable
+from deployments.core.errors import DeadlineExceeded, Overloaded, Unavailable
 from deployments.core.outcomes import Outcome, outcomes_to_json, request_from_json
 from deployments.core.rpc import Address, RpcServer
 from deployments.core.settings import Settings
@@ -190,3 +190,19 @@ async def test_what_a_request_weighs_goes_with_its_length():
         asked.cancel()
 
     assert loads[1] > 5 * loads[0]
+
+
+async def test_whose_time_ends_hears_it_from_the_model():
+    """Who hangs up would count as a caller who left."""
+    replica = ModelReplica()
+    await replica.listen()
+    calls = await asking(replica)
+
+    async def until_the_end(request: bytes) -> bytes:
+        texts, left_s = request_from_json(request)
+        await asyncio.sleep(left_s)
+        return outcomes_to_json([DeadlineExceeded("late")] * len(texts))
+
+    replica.reply = until_the_end
+    (outcome,) = await calls.predict(["a"], 0.4)
+    assert isinstance(outcome, DeadlineExceeded)

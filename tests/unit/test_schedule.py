@@ -66,6 +66,28 @@ def test_riders_of_equal_length_ride_in_turn():
     assert first == ["big0", "b0", "c0"]
 
 
+def test_what_was_passed_over_rides_before_nearer_newcomers():
+    """The odd length `c` waits for one batch, though each batch brings three texts that are nearer to its lead."""
+    limits = Limits(max_batch_tokens=1000, max_batch_size=3, max_queue_tokens=10_000)
+    scheduler = scheduler_with(limits, a=(10,), b=(10,), c=(16,), d=(10,), e=(10,))
+
+    assert next_items(scheduler, now_s=1.0) == ["a0", "b0", "d0"]
+    scheduler.admit("f", [Ticket("f", 0, "f0", 16, arrived_s=2.0)], now_s=2.0, deadline_s=100.0)
+    scheduler.admit("g", [Ticket("g", 0, "g0", 16, arrived_s=2.0)], now_s=2.0, deadline_s=100.0)
+    assert next_items(scheduler, now_s=3.0) == ["c0", "e0", "f0"]
+
+
+def test_the_second_texts_of_a_call_are_not_passed_over():
+    """Or a call of many texts would go before the newcomers."""
+    limits = Limits(max_batch_tokens=1000, max_batch_size=3, max_queue_tokens=10_000)
+    scheduler = scheduler_with(limits, big=(10,) * 50)
+
+    assert next_items(scheduler, now_s=1.0) == ["big0", "big1", "big2"]
+    for call in ("a", "b"):
+        scheduler.admit(call, [Ticket(call, 0, f"{call}0", 10, arrived_s=2.0)], now_s=2.0, deadline_s=100.0)
+    assert next_items(scheduler, now_s=3.0) == ["big3", "a0", "b0"]
+
+
 def test_padding_dearer_than_a_pass_is_refused():
     """A short text is not padded to a long one when a pass of its own costs less: 16 and 48 tokens pad by 32."""
     limits = Limits(max_batch_tokens=1000, max_batch_size=8, max_queue_tokens=1000, pass_overhead_tokens=31)
