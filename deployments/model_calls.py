@@ -12,7 +12,7 @@ from deployments.core.lanes import Request, RequestLanes
 from deployments.core.outcomes import Outcome, outcomes_from_json, request_to_json
 from deployments.core.rpc import Address, RpcChannel
 from deployments.core.settings import Settings
-from deployments.runtime import addresses, ask
+from deployments.runtime import RETRY_PAUSE_S, addresses, ask
 
 REPLY_TIME_S = 0.02
 """What a reply takes, with a margin: the model itself is to tell whose time has ended, not a caller who hangs up."""
@@ -39,13 +39,27 @@ class ModelCalls:
         return await self._requests.submit(texts, timeout_s=timeout_s)
 
     async def _call_directly(self, request: Request) -> Sequence[Outcome]:
-        """The outcomes of one request, over a connection.
+        """The outcomes of one request, over a connection; over another, once, where that broke off.
+
+        By handle it could meet the same replica again: Serve does not know for a while that one hangs.
 
         Raises:
             ConnectionRefusedError: there is none.
             ConnectionError: it broke off, or brought nothing of use; a handle may.
-            Unavailable: no reply in the time of the request.
+            Unavailable: no reply in the time of the request, or two replicas were gone.
         """
+        try:
+            return await self._call_replica(request)
+        except ConnectionResetError as broken:
+            await asyncio.sleep(RETRY_PAUSE_S)  # whatever ended this one may have ended others
+            try:
+                return await self._call_replica(request)
+            except ConnectionRefusedError:
+                raise broken from None
+            except ConnectionResetError as error:
+                raise Unavailable("two replicas of the model were gone") from error
+
+    async def _call_replica(self, request: Request) -> Sequence[Outcome]:
         left_s = request.leaves_s - asyncio.get_running_loop().time()
         content = request_to_json(request.texts, _to_answer_in(left_s))
         try:

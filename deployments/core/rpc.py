@@ -6,7 +6,8 @@ So a handle finds the replicas, and makes the calls while there is no connection
     client ── token ──▶ server                                    once; a stranger, who has none, is hung up on
     client ◀── version ── server                                  of what follows; another one is hung up on, too
     client ── length, number, called off?, request ──▶ server     calls overlap; who does not wait any more says so
-    client ◀── length, number, failed?, reply ── server           as replies are ready; number `RETIRE`: call others
+    client ◀── length, number, failed?, reply ── server           as replies are ready; one to what is called off, too;
+                                                                  number `RETIRE`: call others
 
 What requests and replies say is their owners'. Nothing is unpickled.
 """
@@ -43,7 +44,7 @@ MAX_SILENCE_S = 10.0
 a second or two."""
 CONNECT_TIMEOUT_S = 5.0
 LEAVE_TIMEOUT_S = 2.0
-"""Clients of a server that drains have left by then, or hang themselves."""
+"""Clients of a server that drains have left by then, or wait for answers, or hang themselves."""
 FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 5.0
 """Between attempts to connect; meanwhile calls go by handle, which is slower and nothing else."""
@@ -92,10 +93,10 @@ class RpcServer:
         for writer in self._clients:
             if not writer.is_closing():
                 writer.write(REPLY.pack(0, RETIRE, False))
-        while self._answering:
-            await asyncio.wait(self._answering)
         if self._connected:
             await asyncio.wait(self._connected, timeout=LEAVE_TIMEOUT_S)
+        while self._answering:
+            await asyncio.wait(self._answering)
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = asyncio.create_task(self._serve(reader, writer))
@@ -126,8 +127,11 @@ class RpcServer:
                     self._answering.add(call)
                     call.add_done_callback(self._answering.discard)
                     call.add_done_callback(partial(_forget, calls, number))
-                elif number in calls:
+                    continue
+                if number in calls:
                     calls[number].cancel()
+                if not writer.is_closing():  # uvloop raises RuntimeError for a write to what is closing
+                    writer.write(REPLY.pack(0, number, True))  # a server that hangs does not even say this
         except (OSError, EOFError):
             pass  # the caller left, or said nothing
         finally:
@@ -145,7 +149,7 @@ class RpcServer:
                 logger.error("a call failed", exc_info=withheld(error))  # noqa: TRY400 — its message may quote a text
                 error = Internal("the call failed; the log of the replica that answered it has the cause")
             failed, reply = True, error.detail.encode()
-        if not writer.is_closing():  # uvloop raises RuntimeError for a write to what is closing
+        if not writer.is_closing():  # as above
             writer.write(REPLY.pack(len(reply), number, failed) + reply)
 
 
@@ -179,7 +183,7 @@ class RpcConnection:
 
     @property
     def takes_calls(self) -> bool:
-        """Whether it has neither ended nor been retired, by either side, and the server reads what it is sent."""
+        """Whether it has neither ended nor been retired by the server, which reads what it is sent."""
         if self._is_retired or self.has_ended:
             return False
         return self._writer.transport.get_write_buffer_size() < MAX_UNSENT_BYTES
@@ -205,8 +209,7 @@ class RpcConnection:
             raise ConnectionResetError("the connection has ended")
         number = next(self._numbers) % RETIRE
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        if not self._waiting:
-            self._owes_since_s = asyncio.get_running_loop().time()
+        self._owes_since_s = min(self._owes_since_s, asyncio.get_running_loop().time())
         self._waiting[number] = reply
         self.load += weight
         try:
@@ -215,18 +218,10 @@ class RpcConnection:
         finally:
             self.load -= weight
             self._waiting.pop(number, None)
-            if not self._waiting:
-                self._owes_since_s = math.inf
             if reply.cancelled() and not self.has_ended:
                 self._writer.write(REQUEST.pack(0, number, True))
             if self._is_retired and not self._waiting:
                 self.close()
-
-    def retire(self) -> None:
-        """Close it after the last reply that is waited for."""
-        self._is_retired = True
-        if not self._waiting:
-            self.close()
 
     def close(self) -> None:
         """End it; whoever waits for a reply gets `ConnectionError`."""
@@ -238,11 +233,12 @@ class RpcConnection:
             while True:
                 size, number, failed = REPLY.unpack(await self._reader.readexactly(REPLY.size))
                 content = await self._reader.readexactly(size)
-                if self._waiting:
-                    self._owes_since_s = asyncio.get_running_loop().time()
+                reply = self._waiting.pop(number, None)
+                self._owes_since_s = asyncio.get_running_loop().time() if self._waiting else math.inf
                 if number == RETIRE:
-                    self.retire()
-                reply = self._waiting.get(number)
+                    self._is_retired = True  # and closed after the last reply
+                    if not self._waiting:
+                        return
                 if reply is None or reply.done():
                     continue  # its caller did not wait
                 if failed:
@@ -325,7 +321,7 @@ class RpcChannel:
     async def _connect(self, address: Address) -> None:
         try:
             self._connections[address] = await connect(address)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, RuntimeError) as error:  # RuntimeError: uvloop's, as above
             logger.debug("no direct connection to %s (%s)", address, type(error).__name__)
 
     async def _one_is_gone_within(self, time_s: float) -> bool:

@@ -225,7 +225,7 @@ class Scheduler(Generic[C, P]):
         return batch
 
     def _was_passed_over(self, ticket: Ticket[C, P]) -> bool:
-        """Whether, its call's oldest, it was here for the last batch: an odd length is to cost one pass, not three."""
+        """Whether, its call's oldest, it came before the last batch: an odd length is to cost one pass, not three."""
         return ticket.arrived_s <= self._last_batch_s and self._rotation[ticket.call].oldest is ticket
 
     def _in_turn(self) -> Iterator[Ticket[C, P]]:

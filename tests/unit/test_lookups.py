@@ -18,12 +18,12 @@ from tests.unit.fakes import CountingMetrics, prediction
 from tests.unit.test_corrections import until
 
 
-def naming(address: Callable[[], Address | None]) -> Callable[[str], Any]:
-    """A handle's `broadcast` to a replica with that address, and to one that fails."""
+def naming(*addresses: Callable[[], Address | None]) -> Callable[[str], Any]:
+    """A handle's `broadcast` to replicas with those addresses, and to one that fails."""
 
     async def results(*, return_exceptions: bool) -> list[object]:
         assert return_exceptions
-        return [RuntimeError("on its way out"), address()]
+        return [RuntimeError("on its way out"), *(address() for address in addresses)]
 
     return lambda _method: SimpleNamespace(results_async=results)
 

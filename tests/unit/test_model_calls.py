@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from deployments import model_calls
 from deployments.core import metrics
 from deployments.core.errors import DeadlineExceeded, Overloaded, Unavailable
 from deployments.core.outcomes import Outcome, outcomes_to_json, request_from_json
@@ -93,6 +94,7 @@ async def test_a_request_whose_connection_breaks_off_goes_by_handle():
     async def end(_request: bytes) -> bytes:
         for connection in calls._channel._connections.values():
             connection.close()
+        replica.address = None
         return await asyncio.Event().wait()
 
     replica.reply = end
@@ -192,7 +194,7 @@ async def test_what_a_request_weighs_goes_with_its_length():
     assert loads[1] > 5 * loads[0]
 
 
-async def test_whose_time_ends_hears_it_from_the_model():
+async def test_whose_time_ends_hears_it_from_the_model(monkeypatch: pytest.MonkeyPatch):
     """Who hangs up would count as a caller who left."""
     replica = ModelReplica()
     await replica.listen()
@@ -204,5 +206,41 @@ async def test_whose_time_ends_hears_it_from_the_model():
         return outcomes_to_json([DeadlineExceeded("late")] * len(texts))
 
     replica.reply = until_the_end
-    (outcome,) = await calls.predict(["a"], 0.4)
+    monkeypatch.setattr(model_calls, "REPLY_TIME_S", 10.0)
+    (outcome,) = await calls.predict(["a"], 3)  # the reply has a tenth of it
     assert isinstance(outcome, DeadlineExceeded)
+
+
+async def test_a_request_whose_replica_is_gone_goes_to_the_next_one_directly():
+    """Once: its text may be what ends them."""
+    replicas = [ModelReplica() for _ in range(3)]
+    for each in replicas:
+        await each.listen()
+    addresses = [each.address for each in replicas]
+    handle = replicas[0].handle
+    handle.broadcast = naming(*(lambda n=n: addresses[n] for n in range(3)))
+    calls = ModelCalls(Settings(), handle, CountingMetrics())
+    await until(lambda: len(calls._channel._connections) == 3)
+    gone: list[int] = []
+    most = 1
+
+    def ends(number: int) -> Callable[[bytes], Awaitable[bytes]]:
+        async def reply(request: bytes) -> bytes:
+            if len(gone) == most:
+                return await replicas[number]._reply(request)
+            gone.append(number)
+            calls._channel._connections[addresses[number]].close()
+            addresses[number] = None
+            return await asyncio.Event().wait()
+
+        return reply
+
+    for number, each in enumerate(replicas):
+        each.reply = ends(number)
+    assert await calls.predict(["a"], 10) == [prediction("a")]
+    assert len(gone) == 1
+    most = 3
+    with pytest.raises(Unavailable, match="two replicas"):
+        await calls.predict(["b"], 10)
+    assert len(gone) == 3
+    assert replicas[0].by_handle == 0

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -419,14 +419,15 @@ async def test_a_channel_finds_who_came_later(monkeypatch: pytest.MonkeyPatch):
 async def test_a_server_that_owes_replies_and_is_silent_is_hung_up_on(monkeypatch: pytest.MonkeyPatch):
     """A process that hangs keeps its connections; who waits is told, and nobody else has to find out."""
     monkeypatch.setattr(rpc, "FIND_PERIOD_S", 0.05)
-    monkeypatch.setattr(rpc, "MAX_SILENCE_S", 0.2)
+    monkeypatch.setattr(rpc, "MAX_SILENCE_S", 1.0)
     async with channel_to(Replica()) as (channel, find):
         connection = channel.choose()
-        await asyncio.sleep(0.3)
+        await connection.call(b"x")
+        await asyncio.sleep(1.2)
         assert connection.takes_calls  # it owes nothing
         waiting = asyncio.create_task(connection.call(b"wait"))
         for _ in range(6):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.25)
             await connection.call(b"x")  # it is not silent
         assert not waiting.done()
         find.replicas.clear()
@@ -434,6 +435,32 @@ async def test_a_server_that_owes_replies_and_is_silent_is_hung_up_on(monkeypatc
             await asyncio.wait_for(waiting, 5)
         with pytest.raises(ConnectionRefusedError):
             channel.choose()
+
+
+async def test_callers_in_a_hurry_hide_no_server_that_hangs(monkeypatch: pytest.MonkeyPatch):
+    """Each leaves before the server has been silent for long; one in order says that it has heard so."""
+    monkeypatch.setattr(rpc, "FIND_PERIOD_S", 0.05)
+    monkeypatch.setattr(rpc, "MAX_SILENCE_S", 0.5)
+    replica = Replica()
+    async with channel_to(replica) as (channel, find):
+        connection = channel.choose()
+        for _ in range(6):
+            await leaves_after(0.15, connection)
+        assert connection.takes_calls
+        find.replicas.clear()
+        for server in replica._clients:
+            server.transport.pause_reading()
+        for _ in range(30):
+            with suppress(ConnectionError):
+                await leaves_after(0.15, connection)
+        assert not connection.takes_calls
+
+
+async def leaves_after(time_s: float, connection: rpc.RpcConnection) -> None:
+    """Ask for what is not answered, and leave."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(time_s):
+            await connection.call(b"wait")
 
 
 async def test_a_server_that_reads_nothing_gets_no_more_calls(monkeypatch: pytest.MonkeyPatch):
