@@ -49,8 +49,8 @@ FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 5.0
 """Between attempts to connect; meanwhile calls go by handle, which is slower and nothing else."""
 FIND_PERIOD_S = 3.0
-"""So often at least a channel asks whom to call: a replica that came later is idle until then. It costs each replica
-that is asked for and each that asks 2 ms."""
+"""So often at least a channel asks whom to call: a replica that came later is idle until then. Each time costs who asks
+and who is asked for 2 ms."""
 
 logger = logging.getLogger(__name__)
 

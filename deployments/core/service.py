@@ -36,6 +36,7 @@ from deployments.core.errors import (
     Unavailable,
 )
 from deployments.core.local_tier import Kept, LocalTier
+from deployments.core.outcomes import Outcome
 from deployments.core.prediction import Prediction
 from deployments.core.settings import Settings
 from deployments.core.single_flight import SingleFlight
@@ -68,7 +69,7 @@ class Parts(Protocol):
     async def purge_all(self) -> int:
         """Delete every prediction; give how many there were. Raises `Unavailable`."""
 
-    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Outcome]:
         """The model's outcome for each text, in order."""
 
     def correction(self, text_key: str) -> Correction | None:
@@ -187,7 +188,7 @@ class IntentService:
             recorder=recorder,
             clock=clock,
         )
-        self._flights: SingleFlight[str, str, Prediction | IntentGraphError] = SingleFlight(
+        self._flights: SingleFlight[str, str, Outcome] = SingleFlight(
             parts.predict, joined=lambda texts: recorder.record(metrics.JOINED, texts), clock=clock
         )
 
@@ -402,7 +403,7 @@ class IntentService:
             raise Forbidden("caching is off (`enable_caching`), so nothing would be kept; switch it on first")
 
     def _warming(self, leaves_s: float) -> Warming:
-        async def predict(texts: Sequence[str]) -> list[Prediction | IntentGraphError]:
+        async def predict(texts: Sequence[str]) -> list[Outcome]:
             # A little longer than there is time: so it is always the warming that ends, and tells how far it came.
             timeout_s = leaves_s - self._clock() + WARMING_MARGIN_S
             return [self._own(outcome) for outcome in await self._parts.predict(texts, timeout_s)]
@@ -417,7 +418,7 @@ class IntentService:
             clock=self._clock,
         )
 
-    def _own(self, outcome: Prediction | IntentGraphError) -> Prediction | IntentGraphError:
+    def _own(self, outcome: Outcome) -> Outcome:
         """The outcome, if it may be kept."""
         if isinstance(outcome, IntentGraphError) or self._is_own(outcome):
             return outcome

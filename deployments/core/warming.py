@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 
 from deployments.core.errors import IntentGraphError, Overloaded, Unavailable
+from deployments.core.outcomes import Outcome
 from deployments.core.prediction import Prediction
 
 FIRST_PORTION = 8
@@ -36,7 +37,7 @@ class Warming:
         self,
         *,
         look_up: Callable[[Sequence[str]], Awaitable[Sequence[Prediction | None]]],
-        predict: Callable[[Sequence[str]], Awaitable[Sequence[Prediction | IntentGraphError]]],
+        predict: Callable[[Sequence[str]], Awaitable[Sequence[Outcome]]],
         keep: Callable[[Mapping[str, Prediction]], Awaitable[None]],
         portion_s: float,
         max_portion: int,
@@ -85,7 +86,7 @@ class Warming:
                 del missing[key]
             await self._settle(portion, outcomes)
 
-    async def _predicted(self, portion: Mapping[str, str]) -> Sequence[Prediction | IntentGraphError]:
+    async def _predicted(self, portion: Mapping[str, str]) -> Sequence[Outcome]:
         started_s = self._clock()
         outcomes = await self._predict(list(portion.values()))
         for outcome in outcomes:
@@ -106,7 +107,7 @@ class Warming:
         else:
             self._size = max(fitting, 1)
 
-    async def _settle(self, portion: Mapping[str, str], outcomes: Sequence[Prediction | IntentGraphError]) -> None:
+    async def _settle(self, portion: Mapping[str, str], outcomes: Sequence[Outcome]) -> None:
         """Keep what was predicted, then tell what was not."""
         pairs = list(zip(portion, outcomes, strict=True))
         if fresh := {key: outcome for key, outcome in pairs if not isinstance(outcome, IntentGraphError)}:

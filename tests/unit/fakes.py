@@ -13,6 +13,7 @@ from deployments.core.feedback_patterns import Contest
 from deployments.core.feedback_reader import Page, StoredRecord
 from deployments.core.log_layout import DAY_S
 from deployments.core.metrics import Metric
+from deployments.core.outcomes import Outcome
 from deployments.core.prediction import Prediction
 
 LEVELS = ("simple", "moderate", "complex")
@@ -60,7 +61,7 @@ class FakeParts:
         self.kept: dict[str, Prediction] = {}
         self.waiting: dict[str, Prediction] = {}
         self.corrections: dict[str, Correction] = {}
-        self.outcomes: dict[str, Prediction | IntentGraphError] = {}
+        self.outcomes: dict[str, Outcome] = {}
         self.purge_error: IntentGraphError | None = None
         self.keep_error: IntentGraphError | None = None
         self.looked_up = 0
@@ -92,7 +93,7 @@ class FakeParts:
             raise self.purge_error
         return self.kept.pop(key, None) is not None
 
-    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+    async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Outcome]:
         self.predicted += texts
         return [self.outcomes.get(text, prediction(text)) for text in texts]
 

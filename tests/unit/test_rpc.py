@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -12,7 +12,9 @@ from deployments.core import rpc
 from deployments.core.errors import Unavailable
 from deployments.core.rpc import (
     MAX_REQUEST_BYTES,
+    REPLY,
     REQUEST,
+    RETIRE,
     TOKEN_BYTES,
     VERSION,
     Address,
@@ -86,6 +88,16 @@ async def connection(replica: Replica) -> AsyncIterator[rpc.RpcConnection]:
     made = await connect(await replica.listen())
     yield made
     made.close()
+    replica.end()
+
+
+@asynccontextmanager
+async def stream_to(replica: Replica) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection that says nothing by itself."""
+    address = await replica.listen()
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    yield reader, writer
+    writer.close()
     replica.end()
 
 
@@ -177,13 +189,8 @@ async def test_a_stranger_is_hung_up_on(token: bytes):
 async def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch):
     """Or a port scanner would hold a connection for ever."""
     monkeypatch.setattr(rpc, "CONNECT_TIMEOUT_S", 0.05)
-    replica = Replica()
-    address = await replica.listen()
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-
-    assert await asyncio.wait_for(reader.read(), 5) == b""
-    writer.close()
-    replica.end()
+    async with stream_to(Replica()) as (reader, _):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
 
 
 async def test_a_request_beyond_the_bound_is_hung_up_on():
@@ -369,38 +376,37 @@ async def test_a_server_that_drains_answers_what_is_under_way_and_gets_no_more()
 async def test_who_connects_while_a_server_drains_is_hung_up_on():
     """And told nothing before: it could not know that it is to call others."""
     replica = Replica()
-    address = await replica.listen()
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    await until(lambda: replica._connected)
-    draining = asyncio.create_task(replica.drain())
-    await asyncio.sleep(0)
-    writer.write(address.token)
+    async with stream_to(replica) as (reader, writer):
+        await until(lambda: replica._connected)
+        draining = asyncio.create_task(replica.drain())
+        await asyncio.sleep(0)
+        writer.write(replica.address.token)
 
-    assert await reader.read() == b""
-    await asyncio.wait_for(draining, 1)
-    writer.close()
+        assert await reader.read() == b""
+        await asyncio.wait_for(draining, 1)
 
 
 async def test_a_client_that_does_not_leave_holds_no_server_up(monkeypatch: pytest.MonkeyPatch):
-    """Its process may hang; nothing is under way for it."""
+    """Its process may hang; it was told, and nothing is under way for it."""
     monkeypatch.setattr(rpc, "LEAVE_TIMEOUT_S", 0.05)
     replica = Replica()
-    address = await replica.listen()
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    writer.write(address.token)
-    await reader.readexactly(len(VERSION))
+    async with stream_to(replica) as (reader, writer):
+        writer.write(replica.address.token)
+        assert await reader.readexactly(len(VERSION)) == VERSION
+        await asyncio.wait_for(replica.drain(), 1)
 
-    await asyncio.wait_for(replica.drain(), 1)
-    writer.close()
-    replica.end()
+        assert await reader.readexactly(REPLY.size) == REPLY.pack(0, RETIRE, False)
 
 
 async def test_a_server_without_clients_has_drained():
-    """Also one that never listened."""
+    """Also one that never listened; nobody can connect to it."""
     await asyncio.wait_for(Replica().drain(), 1)
     replica = Replica()
-    await replica.listen()
+    address = await replica.listen()
     await asyncio.wait_for(replica.drain(), 1)
+
+    with pytest.raises(OSError, match=r"refused|Connect"):
+        await connect(address)
 
 
 async def test_a_channel_finds_who_came_later(monkeypatch: pytest.MonkeyPatch):
@@ -479,26 +485,17 @@ async def test_a_server_that_reads_nothing_gets_no_more_calls(monkeypatch: pytes
 
 async def test_a_server_of_another_version_is_not_called(monkeypatch: pytest.MonkeyPatch):
     """While an update rolls out there are both; each would misread the other."""
+
+    async def greets_otherwise(_self: RpcServer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x00")
+
+    monkeypatch.setattr(RpcServer, "_serve", greets_otherwise)
     replica = Replica()
     address = await replica.listen()
-    monkeypatch.setattr(rpc, "VERSION", b"\xff")
-    await connect(address)  # both sides are of this one
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    writer.write(address.token)
-    assert await reader.readexactly(1) == b"\xff"
-    monkeypatch.setattr(rpc.RpcServer, "_serve", _greeting(b"\x00"))
 
     with pytest.raises(ConnectionRefusedError, match="version"):
         await connect(address)
     replica.end()
-    writer.close()
-
-
-def _greeting(version: bytes) -> Callable[..., Awaitable[None]]:
-    async def serve(_self: RpcServer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(version)
-
-    return serve
 
 
 async def test_a_channel_keeps_its_connection_while_the_same_replica_is_named(monkeypatch: pytest.MonkeyPatch):

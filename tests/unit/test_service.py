@@ -12,11 +12,11 @@ from deployments.core.corrections import Correction
 from deployments.core.errors import (
     DeadlineExceeded,
     Forbidden,
-    IntentGraphError,
     Internal,
     Overloaded,
     Unavailable,
 )
+from deployments.core.outcomes import Outcome
 from deployments.core.prediction import Prediction
 from deployments.core.service import Answer, CachePolicy, IntentService, LookedUp
 from deployments.core.settings import Settings
@@ -151,7 +151,7 @@ async def test_the_model_gets_the_time_that_the_look_up_left(counted: CountingMe
             now_s[0] += 3
             return [None for _ in keys]
 
-        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Outcome]:
             given_s.append(timeout_s)
             return await super().predict(texts, timeout_s)
 
@@ -353,7 +353,7 @@ async def test_a_warming_that_takes_too_long_says_how_far_it_came_and_goes_on_fr
     class StuckAtZ(FakeParts):
         stuck = True
 
-        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Outcome]:
             if self.stuck and "z" in texts:
                 await asyncio.Event().wait()
             return await super().predict(texts, timeout_s)
@@ -490,7 +490,7 @@ async def test_callers_who_come_in_any_turn_of_the_loop_make_one_model_call():
             await asyncio.sleep(0)
             return await super().look_up(keys)
 
-        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Prediction | IntentGraphError]:
+        async def predict(self, texts: Sequence[str], timeout_s: float) -> list[Outcome]:
             await asyncio.sleep(0)
             return await super().predict(texts, timeout_s)
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from deployments.core.errors import IntentGraphError, Internal, Overloaded, Unavailable
+from deployments.core.outcomes import Outcome
 from deployments.core.prediction import Prediction
 from deployments.core.warming import FIRST_PORTION, Warming
 from tests.unit.fakes import prediction
-
-Outcome = Prediction | IntentGraphError
 
 
 class Graph:
