@@ -395,7 +395,7 @@ async def test_a_client_that_does_not_leave_holds_no_server_up(monkeypatch: pyte
         assert await reader.readexactly(len(VERSION)) == VERSION
         await asyncio.wait_for(replica.drain(), 1)
 
-        assert await reader.readexactly(REPLY.size) == REPLY.pack(0, RETIRE, False)
+        assert await asyncio.wait_for(reader.readexactly(REPLY.size), 5) == REPLY.pack(0, RETIRE, False)
 
 
 async def test_a_server_without_clients_has_drained():
