@@ -16,7 +16,9 @@ item i (from 0) of a call goes within (i + 1) · m, m being the most calls that 
 
 A call is admitted by the time it would wait, not by what the queue holds: taking turns, a call of k texts waits for
 the batch that runs and for the first k texts of each waiting call (generalised processor sharing, Parekh and Gallager
-1993). So behind a call of a hundred texts a single one waits for one.
+1993). So behind a call of a hundred texts a single one waits for one. How long it may be differs: a burst is waited
+out, but a queue in front of a model that never rests serves nobody, it only makes everyone who is served wait (Nichols
+and Jacobson, Controlling Queue Delay, 2012). So once the model has been busy for a while, half the time must do.
 """
 
 import math
@@ -35,8 +37,12 @@ LOOKAHEAD = 4
 """Batches' worth of items considered for one batch: enough to find near lengths, and sorted in microseconds."""
 PASS_SHARE = 0.5
 """Most of `max_queue_s` that one pass should take: who comes just after it started waits for it to its end."""
+OVERLOADED_AFTER = 6
+"""Times `max_queue_s` for which a model has been busy on end when it counts as overloaded: bursts leave pauses."""
+OVERLOADED_SHARE = 0.5
+"""Part of `max_queue_s` that may be waited for then."""
 WORTHWHILE_OVERHEADS = 8
-WORTHWHILE_TOKENS = 256
+WORTHWHILE_TOKENS = 128
 """A pass is never cut below so many times its overhead, nor below so many tokens: a ninth of the time would go into
 it, and on a busy machine, where each pass takes longer, ever smaller batches would end all batching."""
 RETRY_AFTER_RANGE_S = (0.1, 60.0)
@@ -96,6 +102,7 @@ class Scheduler(Generic[C, P]):
         self._texts = 0
         self._tokens = 0
         self._runs_until_s = -math.inf
+        self._busy_since_s = -math.inf
         self._last_batch_s = -math.inf
         self._drain = DrainRate()
 
@@ -117,8 +124,7 @@ class Scheduler(Generic[C, P]):
 
     def wait_s(self, texts: int, now_s: float) -> float:
         """Expected time that a newcomer of so many texts waits for others; 0 before the first batch."""
-        ahead = [each.tokens for line in self._rotation.values() for each in islice(line.tickets.values(), texts)]
-        return self._remaining_s(now_s) + self._passes_s(len(ahead), sum(ahead))
+        return self._remaining_s(now_s) + self._passes_s(*self._ahead(texts))
 
     def require_room(self, tokens: int, now_s: float) -> None:
         """Refuse a call that would overfill the queue; one that finds it empty is taken whatever its length.
@@ -143,6 +149,8 @@ class Scheduler(Generic[C, P]):
             return
         tokens = sum(ticket.tokens for ticket in tickets)
         self.require_room(tokens, now_s)
+        if self._is_idle:
+            self._busy_since_s = now_s
         self._require_turn(len(tickets), tokens, now_s)
         self._rotation[call] = _Line(deadline_s, {ticket.index: ticket for ticket in tickets})
         self._texts += len(tickets)
@@ -169,9 +177,12 @@ class Scheduler(Generic[C, P]):
         self._runs_until_s = now_s + self._passes_s(1, sum(ticket.tokens for ticket in batch))
         return self._take(batch), expired
 
-    def served(self, tokens: int, *, busy_s: float) -> None:
-        """Learn that the batch has ended and how long it took: `tokens` without padding, `busy_s` of worker's time."""
+    def ended(self) -> None:
+        """Learn that the batch runs no more, answered or not."""
         self._runs_until_s = -math.inf
+
+    def served(self, tokens: int, *, busy_s: float) -> None:
+        """Learn how long a batch took: `tokens` without padding, `busy_s` of worker's time."""
         self._drain.observe(tokens + self._limits.pass_overhead_tokens, busy_s)
 
     def _require_turn(self, texts: int, tokens: int, now_s: float) -> None:
@@ -179,17 +190,34 @@ class Scheduler(Generic[C, P]):
 
         Its own work is allowed for because who brings a hundred texts does not expect the answer as soon as who brings
         one. The whole queue is looked at first: it takes no counting, and most of the time it is short enough.
-        What the next batch has room for, beside all that waits, is never refused: it waits for one pass, and after one
-        that a busy machine held up the estimate would turn away the handful behind it.
+        What the next batch has room for is never refused: it waits for one pass, and after one that a busy machine held
+        up the estimate would turn away the handful behind it.
         """
-        if self._texts + texts <= self._limits.max_batch_size and self._tokens + tokens <= self._budget:
-            return
-        limit_s = self._limits.max_queue_s + self._drain.time_s(tokens)
+        limit_s = self._patience_s(now_s) + self._drain.time_s(tokens)
         if not self._rotation or self.delay_s(now_s) <= limit_s:
             return
         wait_s = self.wait_s(texts, now_s)
-        if wait_s > limit_s:
+        if wait_s > limit_s and not self._has_next_batch_room(texts, tokens):
             raise _overloaded(f"this call would wait for {wait_s:.2f} s; the limit is {limit_s:.2f}", wait_s)
+
+    def _ahead(self, texts: int) -> tuple[int, int]:
+        """How many texts and tokens go before the last text of a newcomer that brings so many."""
+        ahead = [each.tokens for line in self._rotation.values() for each in islice(line.tickets.values(), texts)]
+        return len(ahead), sum(ahead)
+
+    def _has_next_batch_room(self, texts: int, tokens: int) -> bool:
+        """Whether the next batch can hold a newcomer and all that goes before it."""
+        texts_ahead, tokens_ahead = self._ahead(texts)
+        return texts_ahead + texts <= self._limits.max_batch_size and tokens_ahead + tokens <= self._budget
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self._rotation and self._runs_until_s == -math.inf
+
+    def _patience_s(self, now_s: float) -> float:
+        """How long a newcomer may wait for others: the whole `max_queue_s` in a burst, a part of it in an overload."""
+        whole_s = self._limits.max_queue_s
+        return whole_s if now_s - self._busy_since_s <= OVERLOADED_AFTER * whole_s else OVERLOADED_SHARE * whole_s
 
     def _remaining_s(self, now_s: float) -> float:
         """Expected time until the running batch ends."""

@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     max_queue_ms: float = Field(
         150.0,
         gt=0,
-        description="Milliseconds a request may expect to wait for others, beside the time of its own work; "
-        "beyond it 429, unless the next batch has room for it.",
+        description="Milliseconds a request may expect to wait for others, beside the time of its own work; half as "
+        "many once the model has been busy for six times that on end. Beyond it 429, unless the next batch has room.",
     )
     max_queue_tokens: int = Field(
         65_536, ge=1, description="Tokens that may wait for a batch, whatever the time; beyond it 429."
