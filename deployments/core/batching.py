@@ -233,7 +233,6 @@ class Batcher(Generic[T, P, R]):
             outcomes = await self._forward.outcomes([ticket.item for ticket in batch])
         finally:
             self._running_since_s = None
-            self._scheduler.ended()
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 ticket.call.settle(ticket.index, outcome)
         answered = any(not isinstance(outcome, IntentGraphError) for outcome in outcomes)

@@ -16,9 +16,9 @@ item i (from 0) of a call goes within (i + 1) · m, m being the most calls that 
 
 A call is admitted by the time it would wait, not by what the queue holds: taking turns, a call of k texts waits for
 the batch that runs and for the first k texts of each waiting call (generalised processor sharing, Parekh and Gallager
-1993). So behind a call of a hundred texts a single one waits for one. How long it may be differs: a burst is waited
-out, but a queue in front of a model that never rests serves nobody, it only makes everyone who is served wait (Nichols
-and Jacobson, Controlling Queue Delay, 2012). So once the model has been busy for a while, half the time must do.
+1993). So behind a call of a hundred texts a single one waits for one. How long it may wait depends on the queue. A
+burst is waited out; but a queue that stands, so that for a while nobody would have waited little, makes everyone wait
+and serves few more (after Nichols and Jacobson, Controlling Queue Delay, 2012). Half the time must do then.
 """
 
 import math
@@ -37,10 +37,13 @@ LOOKAHEAD = 4
 """Batches' worth of items considered for one batch: enough to find near lengths, and sorted in microseconds."""
 PASS_SHARE = 0.5
 """Most of `max_queue_s` that one pass should take: who comes just after it started waits for it to its end."""
-OVERLOADED_AFTER = 6
-"""Times `max_queue_s` for which a model has been busy on end when it counts as overloaded: bursts leave pauses."""
-OVERLOADED_SHARE = 0.5
-"""Part of `max_queue_s` that may be waited for then."""
+SHORT_SHARE = 0.125
+"""Part of `max_queue_s` that is a short wait: below saturation, every few batches find no more than that waiting."""
+STANDING_WAITS = 3
+"""The queue stands when no wait has been short for so many `max_queue_s`."""
+STANDING_SHARE = 0.5
+"""Part of `max_queue_s` that may be waited for where the queue stands. No less than `PASS_SHARE`: below it, whether
+one batch has room for the newcomer and all before it decides alone."""
 WORTHWHILE_OVERHEADS = 8
 WORTHWHILE_TOKENS = 128
 """A pass is never cut below so many times its overhead, nor below so many tokens: a ninth of the time would go into
@@ -102,7 +105,7 @@ class Scheduler(Generic[C, P]):
         self._texts = 0
         self._tokens = 0
         self._runs_until_s = -math.inf
-        self._busy_since_s = -math.inf
+        self._short_at_s = math.inf  # the first batch tells
         self._last_batch_s = -math.inf
         self._drain = DrainRate()
 
@@ -149,8 +152,6 @@ class Scheduler(Generic[C, P]):
             return
         tokens = sum(ticket.tokens for ticket in tickets)
         self.require_room(tokens, now_s)
-        if self._is_idle:
-            self._busy_since_s = now_s
         self._require_turn(len(tickets), tokens, now_s)
         self._rotation[call] = _Line(deadline_s, {ticket.index: ticket for ticket in tickets})
         self._texts += len(tickets)
@@ -171,18 +172,17 @@ class Scheduler(Generic[C, P]):
         expired = [ticket for call in late for ticket in self.withdraw(call)]
         if not self._rotation:
             return [], expired
+        if self.wait_s(1, now_s) <= SHORT_SHARE * self._limits.max_queue_s:
+            self._short_at_s = now_s
         batch = self._compose()
         self._last_batch_s = now_s
         self._end_turns(batch)
         self._runs_until_s = now_s + self._passes_s(1, sum(ticket.tokens for ticket in batch))
         return self._take(batch), expired
 
-    def ended(self) -> None:
-        """Learn that the batch runs no more, answered or not."""
-        self._runs_until_s = -math.inf
-
     def served(self, tokens: int, *, busy_s: float) -> None:
-        """Learn how long a batch took: `tokens` without padding, `busy_s` of worker's time."""
+        """Learn that the batch has ended and how long it took: `tokens` without padding, `busy_s` of worker's time."""
+        self._runs_until_s = -math.inf
         self._drain.observe(tokens + self._limits.pass_overhead_tokens, busy_s)
 
     def _require_turn(self, texts: int, tokens: int, now_s: float) -> None:
@@ -190,14 +190,14 @@ class Scheduler(Generic[C, P]):
 
         Its own work is allowed for because who brings a hundred texts does not expect the answer as soon as who brings
         one. The whole queue is looked at first: it takes no counting, and most of the time it is short enough.
-        What the next batch has room for is never refused: it waits for one pass, and after one that a busy machine held
-        up the estimate would turn away the handful behind it.
+        What fits into one batch with all that goes before it is never refused: its turn comes soon, and after a pass
+        that a busy machine held up the estimate would turn away the handful behind it.
         """
-        limit_s = self._patience_s(now_s) + self._drain.time_s(tokens)
+        limit_s = self._longest_wait_s(now_s) + self._drain.time_s(tokens)
         if not self._rotation or self.delay_s(now_s) <= limit_s:
             return
         wait_s = self.wait_s(texts, now_s)
-        if wait_s > limit_s and not self._has_next_batch_room(texts, tokens):
+        if wait_s > limit_s and not self._fits_one_batch(texts, tokens):
             raise _overloaded(f"this call would wait for {wait_s:.2f} s; the limit is {limit_s:.2f}", wait_s)
 
     def _ahead(self, texts: int) -> tuple[int, int]:
@@ -205,19 +205,15 @@ class Scheduler(Generic[C, P]):
         ahead = [each.tokens for line in self._rotation.values() for each in islice(line.tickets.values(), texts)]
         return len(ahead), sum(ahead)
 
-    def _has_next_batch_room(self, texts: int, tokens: int) -> bool:
-        """Whether the next batch can hold a newcomer and all that goes before it."""
+    def _fits_one_batch(self, texts: int, tokens: int) -> bool:
+        """Whether a batch can hold a newcomer and all that goes before it."""
         texts_ahead, tokens_ahead = self._ahead(texts)
         return texts_ahead + texts <= self._limits.max_batch_size and tokens_ahead + tokens <= self._budget
 
-    @property
-    def _is_idle(self) -> bool:
-        return not self._rotation and self._runs_until_s == -math.inf
-
-    def _patience_s(self, now_s: float) -> float:
-        """How long a newcomer may wait for others: the whole `max_queue_s` in a burst, a part of it in an overload."""
+    def _longest_wait_s(self, now_s: float) -> float:
+        """How long a newcomer may wait for others: all of `max_queue_s`, or a part of it where the queue stands."""
         whole_s = self._limits.max_queue_s
-        return whole_s if now_s - self._busy_since_s <= OVERLOADED_AFTER * whole_s else OVERLOADED_SHARE * whole_s
+        return whole_s if now_s - self._short_at_s <= STANDING_WAITS * whole_s else STANDING_SHARE * whole_s
 
     def _remaining_s(self, now_s: float) -> float:
         """Expected time until the running batch ends."""

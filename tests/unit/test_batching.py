@@ -441,23 +441,6 @@ async def test_full_queue_refuses_before_tokenising():
     assert await asyncio.gather(*accepted) == [["BBBBBBBBBB"], ["CCCCCCCCCC"]]
 
 
-async def test_rest_between_two_bursts_is_no_overload():
-    """Eight texts of 0.1 s each may wait for one another where 1 s is allowed, long after the first one too."""
-    forward, clock = Held(), Clock()
-    limits = Limits(1000, 1, max_queue_tokens=1000, pass_overhead_tokens=0, max_queue_s=1.0)
-    batcher = batcher_of(Model(), run_executor=forward, limits=limits, clock=clock)
-    for begins_s, texts in ((0.0, 1), (100.0, 8)):
-        clock.now_s = begins_s
-        burst = [submit(batcher, "a" * 10) for _ in range(texts)]
-        await until(lambda: forward.jobs)
-        for _ in burst:
-            await until(lambda: forward.jobs)
-            clock.now_s += 0.1
-            await forward.run_next()
-
-        assert await asyncio.gather(*burst) == [["A" * 10]] * texts
-
-
 async def test_refusal_leaves_a_settled_text_alone():
     """A text that failed before its call was refused keeps its own error."""
     forward = Held()

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from contextlib import suppress
 
 import hypothesis.strategies as st
 import pytest
@@ -11,8 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from deployments.core.errors import Overloaded
 from deployments.core.schedule import (
     LOOKAHEAD,
-    OVERLOADED_AFTER,
-    OVERLOADED_SHARE,
+    STANDING_SHARE,
     DrainRate,
     Limits,
     Scheduler,
@@ -255,7 +255,7 @@ def test_newcomer_that_would_wait_too_long_is_refused():
     assert refusal.value.retry_after_s == pytest.approx(0.12)
 
 
-def test_what_the_next_batch_has_room_for_is_never_refused():
+def test_what_fits_one_batch_is_never_refused():
     """A pass held up makes 10 tokens/s of the estimate: the 12 texts of a batch however slow, 128 tokens, are taken."""
     limits = Limits(1000, 50, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
     scheduler = scheduler_of_rate(limits, 10)
@@ -266,7 +266,7 @@ def test_what_the_next_batch_has_room_for_is_never_refused():
         scheduler.admit("late", tickets_of("late", 10), now_s=0.0, deadline_s=100.0)
 
 
-def test_long_call_leaves_a_single_text_its_place_in_the_next_batch():
+def test_long_call_leaves_a_single_text_its_place_in_a_batch():
     """However slow the pass that runs: one text goes before this one, of a batch of ten."""
     limits = Limits(1000, 10, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
     scheduler = scheduler_of_rate(limits, 10)
@@ -276,50 +276,50 @@ def test_long_call_leaves_a_single_text_its_place_in_the_next_batch():
 
     scheduler.admit("small", tickets_of("small", 10), now_s=0.0, deadline_s=100.0)
 
-    assert len(scheduler) == 11
+    assert "small0" in next_items(scheduler, now_s=10.0)
 
 
-def busy_since_0(ended: bool = False) -> Scheduler[str, str]:
-    """1,000 tokens/s, one text a batch, a limit of 0.2 s; 0.15 s of work wait since 0 s, or nothing any more."""
+def most_waiting(scheduler: Scheduler[str, str], arrivals: int, begin_s: float, seconds: float) -> int:
+    """So many texts of 10 tokens come every 10 ms and one is served, if they are taken; the most that wait at once."""
+    most = 0
+    for step in range(round(seconds * 100)):
+        now_s = begin_s + step / 100
+        for n in range(arrivals):
+            call = f"{now_s}, {n}"
+            with suppress(Overloaded):
+                scheduler.admit(call, tickets_of(call, 10), now_s=now_s, deadline_s=math.inf)
+        most = max(most, len(scheduler))
+        if scheduler.next_batch(now_s)[0]:
+            scheduler.served(10, busy_s=0.01)
+    return most
+
+
+def test_half_the_wait_must_do_where_the_queue_stands():
+    """By hand: one text a batch, 0.01 s each, 0.2 s may be waited for, and one's own 0.01 s.
+
+    A burst may fill the queue up to 0.21 s, 21 texts, and a newcomer. After 0.6 s without a wait of 0.025 s or less, it
+    may be filled up to 0.11 s. When little has waited for a moment, another burst is waited out.
+    """
     limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
     scheduler = scheduler_of_rate(limits, 1000)
-    for n in range(15):
-        scheduler.admit(f"{n}", tickets_of(f"{n}", 10), now_s=0.0, deadline_s=100.0)
-    while ended and scheduler:
-        scheduler.next_batch(0.0)
-        scheduler.ended()
-    return scheduler
+
+    burst = most_waiting(scheduler, 2, 0.0, 0.6)
+    most_waiting(scheduler, 2, 0.6, 0.4)
+    standing = most_waiting(scheduler, 2, 1.0, 1.0)
+    most_waiting(scheduler, 0, 2.0, 0.2)
+    another_burst = most_waiting(scheduler, 2, 2.2, 0.6)
+
+    assert (burst, standing, another_burst) == (22, 12, 22)
 
 
-def test_half_the_wait_must_do_once_the_model_has_been_busy_for_long():
-    """For 1.2 s a burst may be waited out, 0.15 of 0.2 s; then it is an overload: 0.1 s and its own work, 0.01 s."""
-    scheduler = busy_since_0()
-    scheduler.admit("in a burst", tickets_of("in a burst", 10), now_s=1.2, deadline_s=100.0)
+def test_long_call_alone_makes_no_queue_stand():
+    """A hundred texts take 1 s, five times the limit, but one text would wait for one: who comes then is in a burst."""
+    limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
+    scheduler = scheduler_of_rate(limits, 1000)
+    scheduler.admit("big", tickets_of("big", *[10] * 100), now_s=0.0, deadline_s=math.inf)
+    most_waiting(scheduler, 0, 0.0, 0.9)
 
-    with pytest.raises(Overloaded, match=r"would wait for 0\.16 s; the limit is 0\.11"):
-        scheduler.admit("in an overload", tickets_of("in an overload", 10), now_s=1.21, deadline_s=100.0)
-
-
-def test_a_pause_ends_the_overload():
-    """What comes when nothing waits and nothing runs begins a burst."""
-    scheduler = busy_since_0(ended=True)
-
-    for n in range(16):
-        scheduler.admit(f"{n}", tickets_of(f"{n}", 10), now_s=5.0, deadline_s=100.0)
-
-    assert len(scheduler) == 16
-
-
-def test_a_running_batch_is_no_pause():
-    """Nothing waits, but the model is busy as before."""
-    scheduler = busy_since_0(ended=True)
-    scheduler.admit("running", tickets_of("running", 10), now_s=5.0, deadline_s=100.0)
-    scheduler.next_batch(5.0)
-    for n in range(15):
-        scheduler.admit(f"{n}", tickets_of(f"{n}", 10), now_s=5.5, deadline_s=100.0)
-
-    with pytest.raises(Overloaded):
-        scheduler.admit("in an overload", tickets_of("in an overload", 10), now_s=6.21, deadline_s=100.0)
+    assert most_waiting(scheduler, 20, 0.9, 0.01) == 10 + 10 + 1
 
 
 def test_many_short_texts_fill_the_next_batch_too():
@@ -476,7 +476,6 @@ class AnyTraffic(RuleBasedStateMachine):
         self.deadlines: dict[int, float] = {}
         self.waiting: dict[int, dict[int, int]] = {}
         self.patience: dict[int, int] = {}
-        self.busy_since_s = 0.0
         self.admitted: Counter[tuple[int, int]] = Counter()
         self.left: Counter[tuple[int, int]] = Counter()
 
@@ -485,18 +484,19 @@ class AnyTraffic(RuleBasedStateMachine):
         self.calls += 1
         call, before = self.calls, self.scheduler.tokens
         tickets = [Ticket(call, i, (call, i), tokens, self.now_s) for i, tokens in enumerate(lengths)]
-        if not before:
-            self.busy_since_s = self.now_s
-        overloaded = self.now_s - self.busy_since_s > OVERLOADED_AFTER * self.limits.max_queue_s
+        wait_s = self.scheduler.wait_s(len(lengths), self.now_s)
+        fits = self.scheduler._fits_one_batch(len(lengths), sum(lengths))
         try:
             self.scheduler.admit(call, tickets, now_s=self.now_s, deadline_s=self.now_s + timeout_s)
         except Overloaded:
             assert before
-            may_wait_s = self.limits.max_queue_s * (OVERLOADED_SHARE if overloaded else 1)
-            too_long = self.scheduler.wait_s(len(lengths), self.now_s) > may_wait_s
-            assert too_long or before + sum(lengths) > self.limits.max_queue_tokens
+            too_long = wait_s > STANDING_SHARE * self.limits.max_queue_s
+            assert (too_long and not fits) or before + sum(lengths) > self.limits.max_queue_tokens
             return
         assert not before or before + sum(lengths) <= self.limits.max_queue_tokens
+        own_s = self.scheduler._drain.time_s(sum(lengths))
+        in_time = wait_s <= self.limits.max_queue_s + own_s
+        assert not before or in_time or fits
         self.deadlines[call] = self.now_s + timeout_s
         self.waiting[call] = dict(enumerate(lengths))
         self.patience[call] = len(self.waiting)
@@ -524,7 +524,6 @@ class AnyTraffic(RuleBasedStateMachine):
         self.leave(batch)
         self.check_patience(oldest)
         if batch:
-            self.scheduler.ended()
             self.scheduler.served(sum(ticket.tokens for ticket in batch), busy_s=busy_s)
 
     def leave(self, tickets: list[Ticket[int, tuple[int, int]]]):
