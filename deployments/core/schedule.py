@@ -38,12 +38,12 @@ LOOKAHEAD = 4
 PASS_SHARE = 0.5
 """Most of `max_queue_s` that one pass should take: who comes just after it started waits for it to its end."""
 SHORT_SHARE = 0.125
-"""Part of `max_queue_s` that is a short wait: below saturation, every few batches find no more than that waiting."""
+"""Part of `max_queue_s` that is a short wait: below saturation, the model is soon idle or finds no more waiting."""
 STANDING_WAITS = 3
 """The queue stands when no wait has been short for so many `max_queue_s`."""
 STANDING_SHARE = 0.5
-"""Part of `max_queue_s` that may be waited for where the queue stands. No less than `PASS_SHARE`: below it, whether
-one batch has room for the newcomer and all before it decides alone."""
+"""Part of `max_queue_s` that may be waited for where the queue stands. No less than `PASS_SHARE`: below it, where
+passes are cut to that, only what fits into one batch would be taken."""
 WORTHWHILE_OVERHEADS = 8
 WORTHWHILE_TOKENS = 128
 """A pass is never cut below so many times its overhead, nor below so many tokens: a ninth of the time would go into
@@ -55,10 +55,10 @@ RETRY_AFTER_RANGE_S = (0.1, 60.0)
 class Limits:
     """What one batch and the whole queue may cost, in tokens and in time.
 
-    `max_queue_s` is the wait that a newcomer may expect, `max_queue_tokens` the bound of memory. Both begin to hold
-    when something waits. `pass_overhead_tokens` is the fixed cost of a forward pass, as the tokens that take as long;
-    padding beyond it is dearer than a second pass. It is measured when the model is loaded: some ten with ONNX Runtime
-    on a CPU, some sixty with torch, thousands on a GPU.
+    `max_queue_s` is the wait that a newcomer may expect, half of it where the queue stands, `max_queue_tokens` the
+    bound of memory. Both begin to hold when something waits. `pass_overhead_tokens` is the fixed cost of a forward
+    pass, as the tokens that take as long; padding beyond it is dearer than a second pass. It is measured when the model
+    is loaded: some ten with ONNX Runtime on a CPU, some sixty with torch, thousands on a GPU.
     """
 
     max_batch_tokens: int
@@ -105,7 +105,7 @@ class Scheduler(Generic[C, P]):
         self._texts = 0
         self._tokens = 0
         self._runs_until_s = -math.inf
-        self._short_at_s = math.inf  # the first batch tells
+        self._short_at_s = -math.inf
         self._last_batch_s = -math.inf
         self._drain = DrainRate()
 
@@ -152,6 +152,8 @@ class Scheduler(Generic[C, P]):
             return
         tokens = sum(ticket.tokens for ticket in tickets)
         self.require_room(tokens, now_s)
+        if not self._rotation and not self._remaining_s(now_s):
+            self._short_at_s = now_s
         self._require_turn(len(tickets), tokens, now_s)
         self._rotation[call] = _Line(deadline_s, {ticket.index: ticket for ticket in tickets})
         self._texts += len(tickets)
@@ -186,29 +188,27 @@ class Scheduler(Generic[C, P]):
         self._drain.observe(tokens + self._limits.pass_overhead_tokens, busy_s)
 
     def _require_turn(self, texts: int, tokens: int, now_s: float) -> None:
-        """Refuse a call that would wait for others longer than `max_queue_s` and its own work together.
+        """Refuse a call that would wait for others longer than it may and its own work takes.
 
         Its own work is allowed for because who brings a hundred texts does not expect the answer as soon as who brings
         one. The whole queue is looked at first: it takes no counting, and most of the time it is short enough.
-        What fits into one batch with all that goes before it is never refused: its turn comes soon, and after a pass
-        that a busy machine held up the estimate would turn away the handful behind it.
+        What fits into one batch with all that goes before it, padding aside, is never refused: its turn comes soon, and
+        after a pass that a busy machine held up the estimate would turn away the handful behind it.
         """
         limit_s = self._longest_wait_s(now_s) + self._drain.time_s(tokens)
         if not self._rotation or self.delay_s(now_s) <= limit_s:
             return
-        wait_s = self.wait_s(texts, now_s)
-        if wait_s > limit_s and not self._fits_one_batch(texts, tokens):
+        texts_ahead, tokens_ahead = self._ahead(texts)
+        if texts_ahead + texts <= self._limits.max_batch_size and tokens_ahead + tokens <= self._budget:
+            return
+        wait_s = self._remaining_s(now_s) + self._passes_s(texts_ahead, tokens_ahead)
+        if wait_s > limit_s:
             raise _overloaded(f"this call would wait for {wait_s:.2f} s; the limit is {limit_s:.2f}", wait_s)
 
     def _ahead(self, texts: int) -> tuple[int, int]:
         """How many texts and tokens go before the last text of a newcomer that brings so many."""
         ahead = [each.tokens for line in self._rotation.values() for each in islice(line.tickets.values(), texts)]
         return len(ahead), sum(ahead)
-
-    def _fits_one_batch(self, texts: int, tokens: int) -> bool:
-        """Whether a batch can hold a newcomer and all that goes before it."""
-        texts_ahead, tokens_ahead = self._ahead(texts)
-        return texts_ahead + texts <= self._limits.max_batch_size and tokens_ahead + tokens <= self._budget
 
     def _longest_wait_s(self, now_s: float) -> float:
         """How long a newcomer may wait for others: all of `max_queue_s`, or a part of it where the queue stands."""

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from contextlib import suppress
+from copy import deepcopy
 
 import hypothesis.strategies as st
 import pytest
@@ -312,8 +313,41 @@ def test_half_the_wait_must_do_where_the_queue_stands():
     assert (burst, standing, another_burst) == (22, 12, 22)
 
 
+@pytest.mark.parametrize(("waiting", "stands"), [(2, False), (3, True)])
+def test_queue_stands_without_a_short_wait(waiting: int, stands: bool):
+    """Of 0.2 s an eighth is short, 0.025 s: two texts. Where each batch finds three, the queue stands after 0.6 s."""
+    limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
+    scheduler = scheduler_of_rate(limits, 1000)
+    most_waiting(scheduler, waiting, 0.0, 0.01)
+    most_waiting(scheduler, 1, 0.01, 0.58)
+    before = most_waiting(deepcopy(scheduler), 30, 0.59, 0.01)
+    most_waiting(scheduler, 1, 0.59, 0.06)
+
+    assert before == 22
+    assert most_waiting(scheduler, 30, 0.65, 0.01) == (12 if stands else 22)
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_idle_model_has_no_standing_queue(texts: int):
+    """Not long after a burst, nor where each single pass takes longer than a short wait."""
+    limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
+    scheduler = scheduler_of_rate(limits, 1000)
+    most_waiting(scheduler, 2, 0.0, 1.0)
+    most_waiting(scheduler, 0, 1.0, 0.5)
+    for n in range(20):
+        now_s = 5.0 + n * 0.2
+        scheduler.admit(f"{n}", tickets_of(f"{n}", *[10 * texts]), now_s=now_s, deadline_s=math.inf)
+        scheduler.next_batch(now_s)
+        scheduler.served(10 * texts, busy_s=0.01 * texts)
+
+    assert most_waiting(scheduler, 30, 20.0, 0.01) == 22
+
+
 def test_long_call_alone_makes_no_queue_stand():
-    """A hundred texts take 1 s, five times the limit, but one text would wait for one: who comes then is in a burst."""
+    """A hundred texts take 1 s, ten times the limit, but one text would wait for one: who comes then is in a burst.
+
+    Ten of the hundred are left: the next of them and ten newcomers make 0.11 s, an eleventh is taken still.
+    """
     limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
     scheduler = scheduler_of_rate(limits, 1000)
     scheduler.admit("big", tickets_of("big", *[10] * 100), now_s=0.0, deadline_s=math.inf)
@@ -322,7 +356,7 @@ def test_long_call_alone_makes_no_queue_stand():
     assert most_waiting(scheduler, 20, 0.9, 0.01) == 10 + 10 + 1
 
 
-def test_many_short_texts_fill_the_next_batch_too():
+def test_many_short_texts_fill_a_batch_too():
     """However few their tokens: a fourth text is no part of a batch of three."""
     limits = Limits(1000, 3, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
     scheduler = scheduler_of_rate(limits, 1)
@@ -485,7 +519,9 @@ class AnyTraffic(RuleBasedStateMachine):
         call, before = self.calls, self.scheduler.tokens
         tickets = [Ticket(call, i, (call, i), tokens, self.now_s) for i, tokens in enumerate(lengths)]
         wait_s = self.scheduler.wait_s(len(lengths), self.now_s)
-        fits = self.scheduler._fits_one_batch(len(lengths), sum(lengths))
+        ahead = [tokens for items in self.waiting.values() for _, tokens in sorted(items.items())[: len(lengths)]]
+        texts_fit = len(ahead + lengths) <= self.limits.max_batch_size
+        fits = texts_fit and sum(ahead + lengths) <= self.scheduler._budget
         try:
             self.scheduler.admit(call, tickets, now_s=self.now_s, deadline_s=self.now_s + timeout_s)
         except Overloaded:
