@@ -13,14 +13,15 @@ from collections.abc import Callable
 
 from deployments.core.errors import Overloaded
 
-RAISE = 1.03
-LOWER = 0.85
-"""What one accepted and one refused request does to the share let through. Both are in balance when one of six or seven
-that are sent is refused: so many find out, within a second or two, when there is room for more."""
+RAISE = 1.02
+LOWER = 0.9
+"""What one accepted and one refused request does to the share let through. Both are in balance when one of six that are
+sent is refused: so many find out, within a second or two, when there is room for more. Larger steps make the share
+swing, for who is refused tells so at once and who is accepted when answered; smaller ones follow a slow model late."""
 LEAST_SHARE = 0.05
-"""From here a hundred accepted requests open everything again."""
+"""From here a hundred and fifty accepted requests open everything again."""
 MOST_SHARE = 1.5
-"""Over 1 nothing is held back: the first refusals after a good time, two or three, are taken as chance."""
+"""Over 1 nothing is held back: the first refusals after a good time, three, are taken as chance."""
 FORGETS_IN_S = 5.0
 """In this time 1/e of the way back to `MOST_SHARE` is left, whatever became of the others: who was refused an hour ago
 is not held back."""

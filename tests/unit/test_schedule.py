@@ -327,6 +327,31 @@ def test_queue_stands_without_a_short_wait(waiting: int, stands: bool):
     assert most_waiting(scheduler, 30, 0.65, 0.01) == (12 if stands else 22)
 
 
+def test_queue_that_each_batch_empties_may_stand():
+    """Ten texts come while each batch of ten runs, 0.1 s: nothing waits at times, but the model is never idle.
+
+    By hand, 0.09 s before a batch ends: of 0.2 s and one's own 0.01 a burst may fill 0.12 s, with 13 texts, a newcomer
+    among them; where the queue stands 0.02 s, with 3, but the ten that fit one batch are taken.
+    """
+    limits = Limits(1000, 10, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
+    scheduler = scheduler_of_rate(limits, 1000)
+    waiting = []
+    for step in range(11):
+        begin_s = step / 10
+        scheduler.next_batch(begin_s)
+        for n in range(20 if step in {3, 10} else 10):
+            call = f"{step}, {n}"
+            with suppress(Overloaded):
+                scheduler.admit(call, tickets_of(call, 10), now_s=begin_s + 0.01, deadline_s=math.inf)
+        waiting.append(len(scheduler))
+        if step == 3:
+            for n in range(10, 20):
+                scheduler.withdraw(f"{step}, {n}")
+        scheduler.served(100, busy_s=0.1)
+
+    assert (waiting[3], waiting[10]) == (13, 10)
+
+
 @pytest.mark.parametrize("texts", [1, 3])
 def test_idle_model_has_no_standing_queue(texts: int):
     """Not long after a burst, nor where each single pass takes longer than a short wait."""

@@ -69,9 +69,9 @@ def test_nobody_is_held_back_while_all_are_accepted():
 
 
 def test_the_first_refusals_hold_nobody_back():
-    """Two are taken as chance."""
+    """Three are taken as chance."""
     throttle = throttle_with(0.999, 0.999)
-    for _ in range(2):
+    for _ in range(3):
         throttle.refused(REFUSAL)
 
     throttle.enter()
@@ -83,19 +83,19 @@ def test_the_first_refusals_hold_nobody_back():
 
 
 def test_a_worked_example():
-    """After four refusals 1.5 · 0.85^4 = 0.783 are let through, after two accepted ones · 1.03² = 0.831."""
-    throttle = throttle_with(0.78, 0.79, 0.83, 0.84)
-    for _ in range(4):
+    """After six refusals 1.5 · 0.9^6 = 0.797 are let through, after two accepted ones · 1.02² = 0.829."""
+    throttle = throttle_with(0.79, 0.8, 0.82, 0.83)
+    for _ in range(6):
         throttle.refused(REFUSAL)
 
-    assert throttle.share == pytest.approx(MOST_SHARE * LOWER**4)
+    assert throttle.share == pytest.approx(MOST_SHARE * LOWER**6)
     throttle.enter()
     with pytest.raises(Overloaded, match="it would wait for 2 s") as held_back:
         throttle.enter()
     assert held_back.value.retry_after_s == 2.0
     for _ in range(2):
         throttle.accepted()
-    assert throttle.share == pytest.approx(MOST_SHARE * LOWER**4 * RAISE**2)
+    assert throttle.share == pytest.approx(MOST_SHARE * LOWER**6 * RAISE**2)
     throttle.enter()
     with pytest.raises(Overloaded):
         throttle.enter()
@@ -140,7 +140,7 @@ def test_one_that_refuses_everything_is_still_asked():
         throttle.refused(REFUSAL)
 
     assert throttle.share == pytest.approx(LEAST_SHARE)
-    for _ in range(102):
+    for _ in range(152):
         throttle.accepted()
     assert throttle.share == 1
 
