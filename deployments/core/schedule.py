@@ -153,7 +153,7 @@ class Scheduler(Generic[C, P]):
         tokens = sum(ticket.tokens for ticket in tickets)
         self.require_room(tokens, now_s)
         if not self._rotation and not self._remaining_s(now_s):
-            self._short_at_s = now_s
+            self._short_at_s = now_s  # the model is idle: no wait at all
         self._require_turn(len(tickets), tokens, now_s)
         self._rotation[call] = _Line(deadline_s, {ticket.index: ticket for ticket in tickets})
         self._texts += len(tickets)
