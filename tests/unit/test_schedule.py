@@ -256,15 +256,16 @@ def test_newcomer_that_would_wait_too_long_is_refused():
     assert refusal.value.retry_after_s == pytest.approx(0.12)
 
 
-def test_what_fits_one_batch_is_never_refused():
-    """A pass held up makes 10 tokens/s of the estimate: the 12 texts of a batch however slow, 128 tokens, are taken."""
-    limits = Limits(1000, 50, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
-    scheduler = scheduler_of_rate(limits, 10)
-    for n in range(12):
-        scheduler.admit(f"{n}", tickets_of(f"{n}", 10), now_s=0.0, deadline_s=100.0)
+@pytest.mark.parametrize(("texts", "tokens", "size"), [(12, 10, 50), (3, 1, 3)])
+def test_what_fits_one_batch_is_never_refused(texts: int, tokens: int, size: int):
+    """However slow the estimate after a pass held up: 12 texts of 10 tokens, which may be 128, or 3 where 3 is all."""
+    limits = Limits(1000, size, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
+    scheduler = scheduler_of_rate(limits, tokens)
+    for n in range(texts):
+        scheduler.admit(f"{n}", tickets_of(f"{n}", tokens), now_s=0.0, deadline_s=100.0)
 
-    with pytest.raises(Overloaded, match="would wait for 12"):
-        scheduler.admit("late", tickets_of("late", 10), now_s=0.0, deadline_s=100.0)
+    with pytest.raises(Overloaded, match=f"would wait for {texts}"):
+        scheduler.admit("late", tickets_of("late", tokens), now_s=0.0, deadline_s=100.0)
 
 
 def test_long_call_leaves_a_single_text_its_place_in_a_batch():
@@ -379,17 +380,6 @@ def test_long_call_alone_makes_no_queue_stand():
     most_waiting(scheduler, 0, 0.0, 0.9)
 
     assert most_waiting(scheduler, 20, 0.9, 0.01) == 10 + 10 + 1
-
-
-def test_many_short_texts_fill_a_batch_too():
-    """However few their tokens: a fourth text is no part of a batch of three."""
-    limits = Limits(1000, 3, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
-    scheduler = scheduler_of_rate(limits, 1)
-    for n in range(3):
-        scheduler.admit(f"{n}", tickets_of(f"{n}", 1), now_s=0.0, deadline_s=100.0)
-
-    with pytest.raises(Overloaded, match="would wait for 3"):
-        scheduler.admit("late", tickets_of("late", 1), now_s=0.0, deadline_s=100.0)
 
 
 def test_who_finds_nothing_waiting_is_taken():
