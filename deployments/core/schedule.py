@@ -16,9 +16,9 @@ item i (from 0) of a call goes within (i + 1) · m, m being the most calls that 
 
 A call is admitted by the time it would wait, not by what the queue holds: taking turns, a call of k texts waits for
 the batch that runs and for the first k texts of each waiting call (generalised processor sharing, Parekh and Gallager
-1993). So behind a call of a hundred texts a single one waits for one. How long it may wait depends on the queue. A
-burst is waited out; but a queue that stands, so that for a while nobody would have waited little, makes everyone wait
-and serves few more (after Nichols and Jacobson, Controlling Queue Delay, 2012). Half the time must do then.
+1993). So behind a call of a hundred texts a single one waits for one. How long it may wait depends on the load. A burst
+is waited out; but where calls are refused all the time the queue is always full, makes everyone wait and serves few
+more (after Nichols and Jacobson, Controlling Queue Delay, 2012). Half the time must do then.
 """
 
 import math
@@ -37,13 +37,12 @@ LOOKAHEAD = 4
 """Batches' worth of items considered for one batch: enough to find near lengths, and sorted in microseconds."""
 PASS_SHARE = 0.5
 """Most of `max_queue_s` that one pass should take: who comes just after it started waits for it to its end."""
-SHORT_SHARE = 0.125
-"""Part of `max_queue_s` that is a short wait: below saturation, the model is soon idle or finds no more waiting."""
-STANDING_WAITS = 3
-"""The queue stands when no wait has been short for so many `max_queue_s`."""
-STANDING_SHARE = 0.5
-"""Part of `max_queue_s` that may be waited for where the queue stands. No less than `PASS_SHARE`: below it, where
-passes are cut to that, only what fits into one batch would be taken."""
+OVERLOADED_FROM = 0.1
+"""Share of the recent calls refused for their wait beyond which the model is overloaded: more than bursts cost a busy
+model, some per cent, and less than an ingress lets be refused under overload, one of six (`throttle`)."""
+OVERLOADED_SHARE = 0.5
+"""Part of `max_queue_s` that may be waited for while the model is overloaded. No less than `PASS_SHARE`: below it,
+where passes are cut to that, only what fits into one batch would be taken."""
 WORTHWHILE_OVERHEADS = 8
 WORTHWHILE_TOKENS = 128
 """A pass is never cut below so many times its overhead, nor below so many tokens: a ninth of the time would go into
@@ -55,10 +54,10 @@ RETRY_AFTER_RANGE_S = (0.1, 60.0)
 class Limits:
     """What one batch and the whole queue may cost, in tokens and in time.
 
-    `max_queue_s` is the wait that a newcomer may expect, half of it where the queue stands, `max_queue_tokens` the
-    bound of memory. Both begin to hold when something waits. `pass_overhead_tokens` is the fixed cost of a forward
-    pass, as the tokens that take as long; padding beyond it is dearer than a second pass. It is measured when the model
-    is loaded: some ten with ONNX Runtime on a CPU, some sixty with torch, thousands on a GPU.
+    `max_queue_s` is the wait that a newcomer may expect, half of it under overload, `max_queue_tokens` the bound of
+    memory. Both begin to hold when something waits. `pass_overhead_tokens` is the fixed cost of a forward pass, as the
+    tokens that take as long; padding beyond it is dearer than a second pass. It is measured when the model is loaded:
+    some ten with ONNX Runtime on a CPU, some sixty with torch, thousands on a GPU.
     """
 
     max_batch_tokens: int
@@ -105,9 +104,10 @@ class Scheduler(Generic[C, P]):
         self._texts = 0
         self._tokens = 0
         self._runs_until_s = -math.inf
-        self._short_at_s = -math.inf
         self._last_batch_s = -math.inf
+        self._idle_since_s = math.inf  # where it is busy, or nobody knows
         self._drain = DrainRate()
+        self._refusals = RecentRefusals(limits.max_queue_s)
 
     def __len__(self) -> int:
         """Items waiting."""
@@ -152,9 +152,12 @@ class Scheduler(Generic[C, P]):
             return
         tokens = sum(ticket.tokens for ticket in tickets)
         self.require_room(tokens, now_s)
-        if not self._rotation and not self._remaining_s(now_s):
-            self._short_at_s = now_s  # the model is idle: no wait at all
-        self._require_turn(len(tickets), tokens, now_s)
+        self._refusals.forget_idle(now_s - self._idle_since_s)
+        self._idle_since_s = math.inf
+        refusal = self._refusal_of(len(tickets), tokens, now_s)
+        self._refusals.observe(now_s, refused=refusal is not None)
+        if refusal:
+            raise refusal
         self._rotation[call] = _Line(deadline_s, {ticket.index: ticket for ticket in tickets})
         self._texts += len(tickets)
         self._tokens += tokens
@@ -174,10 +177,8 @@ class Scheduler(Generic[C, P]):
         expired = [ticket for call in late for ticket in self.withdraw(call)]
         if not self._rotation:
             return [], expired
-        if self.wait_s(1, now_s) <= SHORT_SHARE * self._limits.max_queue_s:
-            self._short_at_s = now_s
         batch = self._compose()
-        self._last_batch_s = now_s
+        self._last_batch_s, self._idle_since_s = now_s, math.inf
         self._end_turns(batch)
         self._runs_until_s = now_s + self._passes_s(1, sum(ticket.tokens for ticket in batch))
         return self._take(batch), expired
@@ -185,10 +186,11 @@ class Scheduler(Generic[C, P]):
     def served(self, tokens: int, *, busy_s: float) -> None:
         """Learn that the batch has ended and how long it took: `tokens` without padding, `busy_s` of worker's time."""
         self._runs_until_s = -math.inf
+        self._idle_since_s = self._last_batch_s + busy_s
         self._drain.observe(tokens + self._limits.pass_overhead_tokens, busy_s)
 
-    def _require_turn(self, texts: int, tokens: int, now_s: float) -> None:
-        """Refuse a call that would wait for others longer than it may and its own work takes.
+    def _refusal_of(self, texts: int, tokens: int, now_s: float) -> Overloaded | None:
+        """What to tell a call that would wait for others longer than it may and its own work takes, if it would.
 
         Its own work is allowed for because who brings a hundred texts does not expect the answer as soon as who brings
         one. The whole queue is looked at first: it takes no counting, and most of the time it is short enough.
@@ -197,13 +199,14 @@ class Scheduler(Generic[C, P]):
         """
         limit_s = self._longest_wait_s(now_s) + self._drain.time_s(tokens)
         if not self._rotation or self.delay_s(now_s) <= limit_s:
-            return
+            return None
         texts_ahead, tokens_ahead = self._ahead(texts)
         if texts_ahead + texts <= self._limits.max_batch_size and tokens_ahead + tokens <= self._budget:
-            return
+            return None
         wait_s = self._remaining_s(now_s) + self._passes_s(texts_ahead, tokens_ahead)
-        if wait_s > limit_s:
-            raise _overloaded(f"this call would wait for {wait_s:.2f} s; the limit is {limit_s:.2f}", wait_s)
+        if wait_s <= limit_s:
+            return None
+        return _overloaded(f"this call would wait for {wait_s:.2f} s; the limit is {limit_s:.2f}", wait_s)
 
     def _ahead(self, texts: int) -> tuple[int, int]:
         """How many texts and tokens go before the last text of a newcomer that brings so many."""
@@ -211,9 +214,9 @@ class Scheduler(Generic[C, P]):
         return len(ahead), sum(ahead)
 
     def _longest_wait_s(self, now_s: float) -> float:
-        """How long a newcomer may wait for others: all of `max_queue_s`, or a part of it where the queue stands."""
-        whole_s = self._limits.max_queue_s
-        return whole_s if now_s - self._short_at_s <= STANDING_WAITS * whole_s else STANDING_SHARE * whole_s
+        """How long a newcomer may wait for others: all of `max_queue_s`, or a part of it under overload."""
+        is_overloaded = self._refusals.share(now_s) > OVERLOADED_FROM
+        return self._limits.max_queue_s * (OVERLOADED_SHARE if is_overloaded else 1)
 
     def _remaining_s(self, now_s: float) -> float:
         """Expected time until the running batch ends."""
@@ -307,6 +310,47 @@ class DrainRate:
     def tokens_in(self, time_s: float) -> float:
         """Tokens served in a time; without limit before the first batch."""
         return time_s * self._tokens / self._busy_s if self._busy_s else math.inf
+
+
+class RecentRefusals:
+    """The share of refused among the recent calls, each of which counts as one however many texts it brings.
+
+    Of an older call 1/e is left after every `MEMORY_WAITS` · `max_queue_s`; and after every `IDLE_WAITS` ·
+    `max_queue_s` in which the model is idle, for then it was met by a burst.
+    """
+
+    MEMORY_WAITS = 10
+    IDLE_WAITS = 0.5
+    BEFORE = 20
+    """As if so many had been accepted before the first: two refusals are chance."""
+
+    def __init__(self, max_queue_s: float) -> None:
+        self._max_queue_s = max_queue_s
+        self._calls = self._refused = self._at_s = 0.0
+
+    def observe(self, now_s: float, *, refused: bool) -> None:
+        """Count one call."""
+        self._age(now_s)
+        self._calls += 1
+        self._refused += refused
+
+    def forget_idle(self, idle_s: float) -> None:
+        """Learn that the model was idle for so long; negative where it was not."""
+        self._forget(max(0.0, idle_s) / self.IDLE_WAITS)
+
+    def share(self, now_s: float) -> float:
+        """The share of refused, 0 to 1."""
+        self._age(now_s)
+        return self._refused / (self._calls + self.BEFORE)
+
+    def _age(self, now_s: float) -> None:
+        self._forget((now_s - self._at_s) / self.MEMORY_WAITS)
+        self._at_s = now_s
+
+    def _forget(self, time_s: float) -> None:
+        left = math.exp(-time_s / self._max_queue_s)
+        self._calls *= left
+        self._refused *= left
 
 
 def _overloaded(reason: str, retry_after_s: float) -> Overloaded:

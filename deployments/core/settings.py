@@ -90,8 +90,8 @@ class Settings(BaseSettings):
         150.0,
         gt=0,
         description="Milliseconds a request may expect to wait for others, beside the time of its own work; half as "
-        "many where the queue stands: no wait was short for a while. Beyond it 429, unless one batch has room for it "
-        "and all before it.",
+        "many under overload: where more than one call of ten was refused lately. Beyond it 429, unless one batch "
+        "has room for it and all before it.",
     )
     max_queue_tokens: int = Field(
         65_536, ge=1, description="Tokens that may wait for a batch, whatever the time; beyond it 429."

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from contextlib import suppress
-from copy import deepcopy
 
 import hypothesis.strategies as st
 import pytest
@@ -13,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from deployments.core.errors import Overloaded
 from deployments.core.schedule import (
     LOOKAHEAD,
-    STANDING_SHARE,
+    OVERLOADED_SHARE,
     DrainRate,
     Limits,
+    RecentRefusals,
     Scheduler,
     Ticket,
 )
@@ -281,95 +281,138 @@ def test_long_call_leaves_a_single_text_its_place_in_a_batch():
     assert "small0" in next_items(scheduler, now_s=10.0)
 
 
+def arrive(scheduler: Scheduler[str, str], calls: int, now_s: float) -> int:
+    """So many calls of 10 tokens come at once; how many are taken."""
+    before = len(scheduler)
+    for n in range(calls):
+        call = f"{now_s}, {n}"
+        with suppress(Overloaded):
+            scheduler.admit(call, tickets_of(call, 10), now_s=now_s, deadline_s=math.inf)
+    return len(scheduler) - before
+
+
+def withdraw_all(scheduler: Scheduler[str, str]) -> None:
+    for call in {ticket.call for ticket in scheduler._in_turn()}:
+        scheduler.withdraw(call)
+
+
 def most_waiting(scheduler: Scheduler[str, str], arrivals: int, begin_s: float, seconds: float) -> int:
     """So many texts of 10 tokens come every 10 ms and one is served, if they are taken; the most that wait at once."""
     most = 0
     for step in range(round(seconds * 100)):
         now_s = begin_s + step / 100
-        for n in range(arrivals):
-            call = f"{now_s}, {n}"
-            with suppress(Overloaded):
-                scheduler.admit(call, tickets_of(call, 10), now_s=now_s, deadline_s=math.inf)
+        arrive(scheduler, arrivals, now_s)
         most = max(most, len(scheduler))
         if scheduler.next_batch(now_s)[0]:
             scheduler.served(10, busy_s=0.01)
     return most
 
 
-def test_half_the_wait_must_do_where_the_queue_stands():
-    """By hand: one text a batch, 0.01 s each, 0.2 s may be waited for, and one's own 0.01 s.
+def scheduler_to_overload() -> Scheduler[str, str]:
+    """By hand: one text of 10 tokens a batch, 0.01 s each; 0.205 s may be waited for, and one's own 0.01 s.
 
-    A burst may fill the queue up to 0.21 s, 21 texts, and a newcomer. After 0.6 s without a wait of 0.025 s or less, it
-    may be filled up to 0.11 s. When little has waited for a moment, another burst is waited out.
+    So the queue may be filled up to 0.215 s, which is 21 texts, and a newcomer; under overload up to 0.1125 s, 11.
     """
-    limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
-    scheduler = scheduler_of_rate(limits, 1000)
+    limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.205)
+    return scheduler_of_rate(limits, 1000)
 
-    burst = most_waiting(scheduler, 2, 0.0, 0.6)
-    most_waiting(scheduler, 2, 0.6, 0.4)
-    standing = most_waiting(scheduler, 2, 1.0, 1.0)
+
+def test_half_the_wait_must_do_under_overload():
+    """A burst is waited out; not when it goes on; another one is when the model was idle for half a second."""
+    scheduler = scheduler_to_overload()
+
+    burst = most_waiting(scheduler, 2, 0.0, 0.3)
+    most_waiting(scheduler, 2, 0.3, 0.7)
+    overload = most_waiting(scheduler, 2, 1.0, 10.0)
+    most_waiting(scheduler, 0, 11.0, 0.6)
+    another_burst = most_waiting(scheduler, 2, 11.6, 0.3)
+
+    assert (burst, overload, another_burst) == (22, 12, 22)
+
+
+@pytest.mark.parametrize(("calls", "taken"), [(28, 22), (29, 12)])
+def test_overload_begins_where_more_than_one_of_ten_is_refused(calls: int, taken: int):
+    """Of 28 at once six are refused, of 29 seven; twenty before them count as accepted.
+
+    When they are gone the thirteenth newcomer decides, for twelve are taken in any case: 6 / 60 and 7 / 61.
+    """
+    scheduler = scheduler_to_overload()
+    assert arrive(scheduler, calls, 0.0) == 22
+    withdraw_all(scheduler)
+
+    assert arrive(scheduler, 30, 0.0) == taken
+
+
+def test_queue_that_refuses_nobody_is_no_overload():
+    """However long it stands: here 15 wait, and each that is served is followed by another."""
+    scheduler = scheduler_to_overload()
+    arrive(scheduler, 15, 0.0)
+    most_waiting(scheduler, 1, 0.01, 10.0)
+
+    assert len(scheduler) + arrive(scheduler, 30, 10.01) == 22
+
+
+def test_overload_is_not_over_when_the_model_was_idle_for_a_moment():
+    """All who come after it find that moment, and count it once."""
+    scheduler = scheduler_to_overload()
+    most_waiting(scheduler, 2, 0.0, 2.0)
     most_waiting(scheduler, 0, 2.0, 0.2)
-    another_burst = most_waiting(scheduler, 2, 2.2, 0.6)
 
-    assert (burst, standing, another_burst) == (22, 12, 22)
-
-
-@pytest.mark.parametrize(("waiting", "stands"), [(2, False), (3, True)])
-def test_queue_stands_without_a_short_wait(waiting: int, stands: bool):
-    """Of 0.2 s an eighth is short, 0.025 s: two texts. Where each batch finds three, the queue stands after 0.6 s."""
-    limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
-    scheduler = scheduler_of_rate(limits, 1000)
-    most_waiting(scheduler, waiting, 0.0, 0.01)
-    most_waiting(scheduler, 1, 0.01, 0.58)
-    before = most_waiting(deepcopy(scheduler), 30, 0.59, 0.01)
-    most_waiting(scheduler, 1, 0.59, 0.06)
-
-    assert before == 22
-    assert most_waiting(scheduler, 30, 0.65, 0.01) == (12 if stands else 22)
+    assert arrive(scheduler, 30, 2.2) == 12
 
 
-def test_queue_that_each_batch_empties_may_stand():
-    """Ten texts come while each batch of ten runs, 0.1 s: nothing waits at times, but the model is never idle.
+def test_model_is_not_idle_while_a_pass_runs():
+    """Though nothing waits, and it should have ended long ago."""
+    scheduler = scheduler_to_overload()
+    most_waiting(scheduler, 2, 0.0, 2.0)
+    most_waiting(scheduler, 0, 2.0, 0.1)
+    scheduler.next_batch(2.1)
+    withdraw_all(scheduler)
 
-    By hand, 0.09 s before a batch ends: of 0.2 s and one's own 0.01 a burst may fill 0.12 s, with 13 texts, a newcomer
-    among them; where the queue stands 0.02 s, with 3, but the ten that fit one batch are taken.
-    """
-    limits = Limits(1000, 10, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
-    scheduler = scheduler_of_rate(limits, 1000)
-    waiting = []
-    for step in range(11):
-        begin_s = step / 10
-        scheduler.next_batch(begin_s)
-        for n in range(20 if step in {3, 10} else 10):
-            call = f"{step}, {n}"
-            with suppress(Overloaded):
-                scheduler.admit(call, tickets_of(call, 10), now_s=begin_s + 0.01, deadline_s=math.inf)
-        waiting.append(len(scheduler))
-        if step == 3:
-            for n in range(10, 20):
-                scheduler.withdraw(f"{step}, {n}")
-        scheduler.served(100, busy_s=0.1)
-
-    assert (waiting[3], waiting[10]) == (13, 10)
+    assert arrive(scheduler, 30, 3.5) == 12
 
 
-@pytest.mark.parametrize("texts", [1, 3])
-def test_idle_model_has_no_standing_queue(texts: int):
-    """Not long after a burst, nor where each single pass takes longer than a short wait."""
-    limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
-    scheduler = scheduler_of_rate(limits, 1000)
-    most_waiting(scheduler, 2, 0.0, 1.0)
-    most_waiting(scheduler, 0, 1.0, 0.5)
-    for n in range(20):
-        now_s = 5.0 + n * 0.2
-        scheduler.admit(f"{n}", tickets_of(f"{n}", *[10 * texts]), now_s=now_s, deadline_s=math.inf)
-        scheduler.next_batch(now_s)
-        scheduler.served(10 * texts, busy_s=0.01 * texts)
+def test_model_was_not_idle_during_a_pass_that_has_ended():
+    """A second ago it was taken, and took that long."""
+    scheduler = scheduler_to_overload()
+    most_waiting(scheduler, 2, 0.0, 2.0)
+    scheduler.next_batch(2.0)
+    withdraw_all(scheduler)
+    scheduler.served(1000, busy_s=1.0)
 
-    assert most_waiting(scheduler, 30, 20.0, 0.01) == 22
+    assert arrive(scheduler, 30, 3.0) == 12
 
 
-def test_long_call_alone_makes_no_queue_stand():
+def test_recent_refusals_worked_example():
+    """Ten calls, all refused, beside twenty before them; then time, and idle time, that leave 1/e of what was."""
+    refusals = RecentRefusals(max_queue_s=0.2)
+    for _ in range(10):
+        refusals.observe(5.0, refused=True)
+
+    at_once = refusals.share(5.0)
+    later = refusals.share(7.0)
+    refusals.forget_idle(0.1)
+    after_idle = refusals.share(7.0)
+    for _ in range(10):
+        refusals.observe(7.0, refused=False)
+    after_accepted = refusals.share(7.0)
+
+    left = [10 / math.e, 10 / math.e**2]
+    assert [at_once, later, after_idle, after_accepted] == pytest.approx(
+        [10 / 30, left[0] / (20 + left[0]), left[1] / (20 + left[1]), left[1] / (30 + left[1])]
+    )
+
+
+def test_recent_refusals_where_no_wait_is_too_long():
+    """Nothing is forgotten, and no number lost."""
+    refusals = RecentRefusals(math.inf)
+    refusals.observe(5.0, refused=True)
+    refusals.forget_idle(1e300)
+
+    assert refusals.share(1e300) == pytest.approx(1 / 21)
+
+
+def test_long_call_alone_makes_no_overload():
     """A hundred texts take 1 s, ten times the limit, but one text would wait for one: who comes then is in a burst.
 
     Ten of the hundred are left: the next of them and ten newcomers make 0.11 s, an eleventh is taken still.
@@ -541,7 +584,7 @@ class AnyTraffic(RuleBasedStateMachine):
             self.scheduler.admit(call, tickets, now_s=self.now_s, deadline_s=self.now_s + timeout_s)
         except Overloaded:
             assert before
-            too_long = wait_s > STANDING_SHARE * self.limits.max_queue_s
+            too_long = wait_s > OVERLOADED_SHARE * self.limits.max_queue_s
             assert (too_long and not fits) or before + sum(lengths) > self.limits.max_queue_tokens
             return
         assert not before or before + sum(lengths) <= self.limits.max_queue_tokens
