@@ -36,7 +36,7 @@ from loadgen.readme import stamp, table
 from loadgen.recording import MAX_WINDOWS
 from loadgen.report import ANSWERED_SERIES, FAILED_SERIES, Report, Window
 from loadgen.run import measure
-from loadgen.slo import Objective, search
+from loadgen.slo import Measure, Objective, search
 from loadgen.terminal import milliseconds, percent, print_line, print_table
 from loadgen.texts import TextSource
 from loadgen.traffic import Traffic
@@ -155,10 +155,10 @@ def run_plan(plan: Plan, url: str, service: LocalService | None, tell: Tell, dis
     return found(plan, rate, report, watch.memory)
 
 
-def sustainable(plan: Plan, url: str, tell: Tell) -> float:
+def sustainable(plan: Plan, url: str, tell: Tell, measure: Measure = measure) -> float:
     """The highest rate that keeps the p99 with no failure, from half of what a closed loop reaches to twice that.
 
-    The median of three searches: a machine that is slow for some seconds makes one of them give up far too low a rate.
+    The median of three searches: a machine that is slow for some seconds ends one of them at far too low a rate.
     Callers in a closed loop come back at once when they are refused, which takes from what is answered: an open loop
     may reach more.
 
@@ -177,11 +177,12 @@ def sustainable(plan: Plan, url: str, tell: Tell) -> float:
     objective = Objective(p99_ms=plan.p99_ms, error_rate=0.001, low=0.5 * most, high=2 * most, precision=0.1, repeats=3)
     trial = {"texts": "unique", "lengths": SHORT_TEXTS, "warmup_s": 2, "duration_s": TRIAL_S}
     load = Load.model_validate({"target": url, "traffic": trial, "max_lag_ms": plan.max_lag_ms})
-    best = search(load, objective, tell)
+    best = search(load, objective, tell, measure)
     if best.ended == "interrupted":
         raise KeyboardInterrupt
     if best.rate_per_s is None:
-        why = next(trial.why_not for trial in best.trials if not trial.kept and trial.rate_per_s == objective.low)
+        first = best.highest_per_s.index(None) + 1
+        why = next(trial.why_not for trial in reversed(best.trials) if trial.search == first)
         raise LoadError(f"not even {objective.low:.1f}/s is sustainable ({why}); raise --p99-ms, or give --rate")
     return best.rate_per_s
 

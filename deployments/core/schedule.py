@@ -17,8 +17,8 @@ item i (from 0) of a call goes within (i + 1) · m, m being the most calls that 
 A call is admitted by the time it would wait, not by what the queue holds: taking turns, a call of k texts waits for
 the batch that runs and for the first k texts of each waiting call (generalised processor sharing, Parekh and Gallager
 1993). So behind a call of a hundred texts a single one waits for one. How long it may wait depends on the load. A burst
-is waited out; but where calls are refused all the time the queue is always full, makes everyone wait and serves few
-more (after Nichols and Jacobson, Controlling Queue Delay, 2012). Half the time must do then.
+is waited out; but where calls are refused all the time, the queue is always full, makes everyone wait and serves few
+more (compare Nichols and Jacobson, Controlling Queue Delay, 2012). Half the time must do then.
 """
 
 import math
@@ -38,8 +38,8 @@ LOOKAHEAD = 4
 PASS_SHARE = 0.5
 """Most of `max_queue_s` that one pass should take: who comes just after it started waits for it to its end."""
 OVERLOADED_FROM = 0.1
-"""Share of the recent calls refused for their wait beyond which the model is overloaded: more than bursts cost a busy
-model, some per cent, and less than an ingress lets be refused under overload, one of six (`throttle`)."""
+"""Share of refused calls beyond which the model is overloaded: above the few per cent that bursts make a busy model
+refuse, and below what an ingress lets be refused under overload, one of six (`throttle`)."""
 OVERLOADED_SHARE = 0.5
 """Part of `max_queue_s` that may be waited for while the model is overloaded. No less than `PASS_SHARE`: below it,
 where passes are cut to that, only what fits into one batch would be taken."""
@@ -313,16 +313,18 @@ class DrainRate:
 
 
 class RecentRefusals:
-    """The share of refused among the recent calls, each of which counts as one however many texts it brings.
+    """The share of calls refused for their wait among the recent, each of which counts as one whatever it brings.
 
     Of an older call 1/e is left after every `MEMORY_WAITS` · `max_queue_s`; and after every `IDLE_WAITS` ·
-    `max_queue_s` in which the model is idle, for then it was met by a burst.
+    `max_queue_s` in which the model is idle, for then it was only a burst.
     """
 
     MEMORY_WAITS = 10
+    """Long enough to count hundreds of calls on one core, so that the load decides and not the last batch."""
     IDLE_WAITS = 0.5
+    """Short, so that bursts with pauses between them are each waited out; the pauses of an overload are shorter yet."""
     BEFORE = 20
-    """As if so many had been accepted before the first: two refusals are chance."""
+    """So many more count as accepted, always: two refusals are chance, and few calls make no overload."""
 
     def __init__(self, max_queue_s: float) -> None:
         self._max_queue_s = max_queue_s

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from loadgen import overload
 from loadgen.display import SilentDisplay
-from loadgen.load import LoadError
+from loadgen.load import Load, LoadError
 from loadgen.overload import Found, MemoryWatch, Plan, Resident, memory, outcomes, recovery_s
-from loadgen.report import Window
+from loadgen.report import Report, Window
 from tests.unit.reports import WARMUP_S, report
 
 PLAN = Plan(rate=100, calm_s=2, overload_s=3, warmup_s=int(WARMUP_S))
@@ -38,6 +38,34 @@ def verdicts(made: Found) -> dict[str, bool]:
 
 def window(number: int, **series: list[float]) -> Window:
     return report([{}] * number + [series]).windows[number]
+
+
+class TestSustainable:
+    """Searched for at a service made up: 80/s in a closed loop, 20 ms up to its capacity in each search, not beyond."""
+
+    @staticmethod
+    def search(*capacities: float) -> float:
+        begun = 0
+
+        def measure(load: Load) -> Report:
+            nonlocal begun
+            traffic = load.traffic
+            if traffic.arrivals == "closed":
+                return report([CALM], answered_per_s=80.0)
+            begun += traffic.rate == 40  # each search begins at half of what the closed loop reached
+            holds = traffic.rate <= capacities[begun - 1]
+            return report([{"miss": [20.0 if holds else 100.0 * begun] * 20}], answered_per_s=traffic.rate)
+
+        return overload.sustainable(Plan(p99_ms=50), "http://127.0.0.1:1", lambda _line: None, measure)
+
+    @pytest.mark.parametrize("capacities", [(110, 110, 110), (45, 110, 115), (110, 150, 45)])
+    def test_one_slow_search_of_three_changes_nothing(self, capacities: tuple[float, ...]):
+        assert 110 / 1.1 <= self.search(*capacities) <= 110
+
+    def test_none_that_holds_is_told_with_the_reason(self):
+        """That of a search in which none did, though the last was better."""
+        with pytest.raises(LoadError, match=r"not even 40\.0/s is sustainable \(p99 100"):
+            self.search(30, 30, 100)
 
 
 class TestTraffic:

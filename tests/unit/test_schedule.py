@@ -365,15 +365,14 @@ def test_model_is_not_idle_while_a_pass_runs():
     """Though nothing waits, and it should have ended long ago."""
     scheduler = scheduler_to_overload()
     most_waiting(scheduler, 2, 0.0, 2.0)
-    most_waiting(scheduler, 0, 2.0, 0.1)
-    scheduler.next_batch(2.1)
+    scheduler.next_batch(2.0)
     withdraw_all(scheduler)
 
     assert arrive(scheduler, 30, 3.5) == 12
 
 
 def test_model_was_not_idle_during_a_pass_that_has_ended():
-    """A second ago it was taken, and took that long."""
+    """The pass began a second ago and took that long."""
     scheduler = scheduler_to_overload()
     most_waiting(scheduler, 2, 0.0, 2.0)
     scheduler.next_batch(2.0)
@@ -412,17 +411,25 @@ def test_recent_refusals_where_no_wait_is_too_long():
     assert refusals.share(1e300) == pytest.approx(1 / 21)
 
 
-def test_long_call_alone_makes_no_overload():
-    """A hundred texts take 1 s, ten times the limit, but one text would wait for one: who comes then is in a burst.
-
-    Ten of the hundred are left: the next of them and ten newcomers make 0.11 s, an eleventh is taken still.
-    """
-    limits = Limits(1000, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
+def test_a_call_counts_once_among_the_refused_however_many_texts_it_brings():
+    """Of five calls one is refused, of a hundred texts as two others are; twenty count as accepted."""
+    limits = Limits(1000, 10, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
     scheduler = scheduler_of_rate(limits, 1000)
-    scheduler.admit("big", tickets_of("big", *[10] * 100), now_s=0.0, deadline_s=math.inf)
-    most_waiting(scheduler, 0, 0.0, 0.9)
+    for call, texts in {"big": 100, "small": 1, "big too": 100, "big three": 100, "small too": 1}.items():
+        with suppress(Overloaded):
+            scheduler.admit(call, tickets_of(call, *[10] * texts), now_s=0.0, deadline_s=100.0)
 
-    assert most_waiting(scheduler, 20, 0.9, 0.01) == 10 + 10 + 1
+    assert len(scheduler) == 202
+    assert scheduler._refusals.share(0.0) == pytest.approx(1 / 25)
+
+
+def test_what_finds_no_room_says_nothing_about_the_wait():
+    """Thirty are refused for the queue's tokens, none for its time."""
+    limits = Limits(1000, 10, max_queue_tokens=100, pass_overhead_tokens=0, max_queue_s=10.0)
+    scheduler = scheduler_of_rate(limits, 1000)
+
+    assert arrive(scheduler, 40, 0.0) == 10
+    assert scheduler._refusals.share(0.0) == 0
 
 
 def test_who_finds_nothing_waiting_is_taken():
