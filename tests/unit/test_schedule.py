@@ -411,6 +411,14 @@ def test_recent_refusals_where_no_wait_is_too_long():
     assert refusals.share(1e300) == pytest.approx(1 / 21)
 
 
+def test_turns_decide_who_may_wait_behind_a_long_call():
+    """A hundred texts take 1 s, five times the limit, but one of them goes before the newcomers, 21 texts in all."""
+    scheduler = scheduler_to_overload()
+    scheduler.admit("big", tickets_of("big", *[10] * 100), now_s=0.0, deadline_s=math.inf)
+
+    assert arrive(scheduler, 30, 0.0) == 21
+
+
 def test_a_call_counts_once_among_the_refused_however_many_texts_it_brings():
     """Of five calls one is refused, of a hundred texts as two others are; twenty count as accepted."""
     limits = Limits(1000, 10, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1)
