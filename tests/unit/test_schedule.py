@@ -361,23 +361,15 @@ def test_overload_is_not_over_when_the_model_was_idle_for_a_moment():
     assert arrive(scheduler, 30, 2.2) == 12
 
 
-def test_model_is_not_idle_while_a_pass_runs():
-    """Though nothing waits, and it should have ended long ago."""
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_model_is_not_idle_during_a_pass(has_ended: bool):
+    """Though nothing waits: one that began a second ago and should have ended, or has ended just now."""
     scheduler = scheduler_to_overload()
     most_waiting(scheduler, 2, 0.0, 2.0)
     scheduler.next_batch(2.0)
     withdraw_all(scheduler)
-
-    assert arrive(scheduler, 30, 3.5) == 12
-
-
-def test_model_was_not_idle_during_a_pass_that_has_ended():
-    """The pass began a second ago and took that long."""
-    scheduler = scheduler_to_overload()
-    most_waiting(scheduler, 2, 0.0, 2.0)
-    scheduler.next_batch(2.0)
-    withdraw_all(scheduler)
-    scheduler.served(1000, busy_s=1.0)
+    if has_ended:
+        scheduler.served(1000, busy_s=1.0)
 
     assert arrive(scheduler, 30, 3.0) == 12
 
