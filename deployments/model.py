@@ -63,6 +63,7 @@ class Model:
                 max_queue_tokens=settings.max_queue_tokens,
                 pass_overhead_tokens=cost.overhead_tokens,
                 max_queue_s=settings.max_queue_ms / 1000,
+                tokens_per_s=cost.tokens_per_s,
             ),
             metrics=recorder,
         )

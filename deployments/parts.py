@@ -23,7 +23,8 @@ from deployments.core.settings import Settings
 from deployments.core.write_behind import WriteBehind
 from deployments.lookups import Lookups
 from deployments.model_calls import ModelCalls
-from deployments.runtime import ask, scrape_nodes
+from deployments.runtime import ask
+from deployments.scrape import scrape_nodes
 
 MAX_WAITING_GROUPS = 4
 """Groups of feedback records that may wait at a replica: a second of what a log writes at its best. A log that hangs

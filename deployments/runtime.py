@@ -9,7 +9,6 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import aiohttp
 import grpc
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -17,14 +16,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.core.errors import IntentGraphError, Internal, Unavailable
-from deployments.core.exposition import sum_expositions
 from deployments.core.metrics import Metric
 from deployments.core.rpc import Address, RpcServer
 
 R = TypeVar("R")
 
 REPORT_PERIOD_S = 1.0
-SCRAPE_TIMEOUT_S = 2.0
 FIND_TIMEOUT_S = 1.0
 RETRY_PAUSE_S = 0.1
 """Serve's router hears of a death by the failed call itself; a second call at once might meet the same replica."""
@@ -168,29 +165,3 @@ def host_for_replicas() -> str | None:
     """Where other replicas reach this one; None where Ray's TLS is on, for only Serve's own calls have that."""
     uses_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     return None if uses_tls else ray.util.get_node_ip_address()
-
-
-async def scrape_nodes() -> bytes:
-    """The service's metrics summed over every replica on every node, as each node's metrics agent has them.
-
-    What replicas count reaches their agent once every `metrics_report_interval_ms` of Ray (10 s unless set, 1 s under
-    `intents up`).
-
-    Raises:
-        Unavailable: an agent did not answer (503). A sum without it would look like counters that were reset.
-    """
-    nodes = await asyncio.to_thread(ray.nodes)
-    agents = [
-        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes if node["Alive"]
-    ]
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_S)) as session:
-        texts = await asyncio.gather(*(_scrape(session, agent) for agent in agents))
-    return await asyncio.to_thread(sum_expositions, texts)
-
-
-async def _scrape(session: aiohttp.ClientSession, agent: str) -> str:
-    try:
-        async with session.get(agent, raise_for_status=True) as response:
-            return await response.text()
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unavailable(f"the metrics agent {agent} did not answer") from error

@@ -111,7 +111,7 @@ class Batcher(Generic[T, P, R]):
 
     @property
     def queue_delay_s(self) -> float:
-        """Expected time until the running batch and all that waits are served, in seconds; 0 before the first batch."""
+        """Expected time until the running batch and all that waits are served, in seconds."""
         return self._scheduler.delay_s(self._clock())
 
     @property

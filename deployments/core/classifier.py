@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 SCORE_DECIMALS = 6
 WARM_UP_TOKENS = 16
-WARM_UP_BATCH = 32
-WARM_UP_ROUNDS = 5
+WARM_UP_BATCH = 8
+WARM_UP_ROUNDS = 3
+"""Few and small: a replica that starts because others are busy takes its time from them."""
 MIN_OVERHEAD_TOKENS = 16
 """Measured on a busy machine it may come out as nothing, and then only equal lengths would share a pass."""
+LEAST_TOKENS_SHARE = 0.025
+"""Part of a pass of `WARM_UP_BATCH` texts that is put down to all but one of them, at least: on a GPU, where eight take
+as long as one, an overhead of some thousand tokens is as good as any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class Tokeniser:
 
 @dataclass(frozen=True, slots=True)
 class PassCost:
-    """What a forward pass costs on this machine: `overhead_tokens`, its fixed part, as the tokens that take as long."""
+    """What a forward pass costs on this machine: it takes (tokens + `overhead_tokens`) / `tokens_per_s` seconds."""
 
     tokens_per_s: float
     overhead_tokens: int
@@ -153,14 +157,15 @@ class Classifier:
     def warm_up(self) -> PassCost:
         """Run forward passes of the usual shape, so that the first request pays for no allocation; tell their cost.
 
-        The cost of a pass is taken as linear in its tokens; what a pass of one text takes beyond that is overhead.
+        The cost of a pass is taken as linear in its tokens; what a pass of one text takes beyond that is overhead,
+        given as the tokens that take as long.
         """
         tokens = self._warm_up_tokens()
         one_s, many_s = self._passes_s([tokens], [tokens] * WARM_UP_BATCH)
         length = len(tokens.ids)
-        token_s = max(many_s - one_s, 0.1 * many_s) / (length * (WARM_UP_BATCH - 1))
+        token_s = max(many_s - one_s, LEAST_TOKENS_SHARE * many_s) / (length * (WARM_UP_BATCH - 1))
         overhead = max(MIN_OVERHEAD_TOKENS, round(one_s / token_s) - length)
-        return PassCost(length * WARM_UP_BATCH / many_s, overhead)
+        return PassCost(1 / token_s, overhead)
 
     def try_out(self) -> None:
         """Classify a text that is known to be fine. Raises what the forward pass raises."""

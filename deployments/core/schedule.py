@@ -57,7 +57,8 @@ class Limits:
     `max_queue_s` is the wait that a newcomer may expect, half of it under overload, `max_queue_tokens` the bound of
     memory. Both begin to hold when something waits. `pass_overhead_tokens` is the fixed cost of a forward pass, as the
     tokens that take as long; padding beyond it is dearer than a second pass. It is measured when the model is loaded:
-    some ten with ONNX Runtime on a CPU, some sixty with torch, thousands on a GPU.
+    some ten with ONNX Runtime on a CPU, some thirty with torch, thousands on a GPU. So is `tokens_per_s`, overhead
+    included, which is what the model is expected to serve until it has served a batch.
     """
 
     max_batch_tokens: int
@@ -65,9 +66,11 @@ class Limits:
     max_queue_tokens: int
     pass_overhead_tokens: int = 64
     max_queue_s: float = math.inf
+    tokens_per_s: float = math.inf
 
     def __post_init__(self) -> None:
-        positive = min(self.max_batch_tokens, self.max_batch_size, self.max_queue_tokens) >= 1 and self.max_queue_s > 0
+        counts = self.max_batch_tokens, self.max_batch_size, self.max_queue_tokens
+        positive = min(counts) >= 1 and min(self.max_queue_s, self.tokens_per_s) > 0
         if not positive or self.pass_overhead_tokens < 0:
             raise ValueError(f"limits must be positive: {self}")
 
@@ -106,7 +109,7 @@ class Scheduler(Generic[C, P]):
         self._runs_until_s = -math.inf
         self._last_batch_s = -math.inf
         self._idle_since_s = math.inf  # where it is busy, or nobody knows
-        self._drain = DrainRate()
+        self._drain = DrainRate(limits.tokens_per_s)
         self._refusals = RecentRefusals(limits.max_queue_s)
 
     def __len__(self) -> int:
@@ -122,11 +125,11 @@ class Scheduler(Generic[C, P]):
         return self._tokens
 
     def delay_s(self, now_s: float) -> float:
-        """Expected time until the running batch and all that waits are served; 0 before the first batch."""
+        """Expected time until the running batch and all that waits are served."""
         return self._remaining_s(now_s) + self._passes_s(self._texts, self._tokens)
 
     def wait_s(self, texts: int, now_s: float) -> float:
-        """Expected time that a newcomer of so many texts waits for others; 0 before the first batch."""
+        """Expected time that a newcomer of so many texts waits for others."""
         return self._remaining_s(now_s) + self._passes_s(*self._ahead(texts))
 
     def require_room(self, tokens: int, now_s: float) -> None:
@@ -289,12 +292,13 @@ class DrainRate:
     """Tokens served in a second of work: a ratio of two sums in which a batch weighs `MEMORY` of the one after it.
 
     Tokens are those of the texts and the overhead of each pass, so that small batches tell what large ones will take.
-    Before the first batch nothing is known and everything takes no time: a start must not refuse anybody.
+    Before the first batch it is what is expected: a replica that starts under load is sent all that others refuse.
     """
 
     MEMORY = 0.9
 
-    def __init__(self) -> None:
+    def __init__(self, expected_per_s: float) -> None:
+        self._expected_per_s = expected_per_s
         self._tokens = 0.0
         self._busy_s = 0.0
 
@@ -304,12 +308,16 @@ class DrainRate:
         self._busy_s = self.MEMORY * self._busy_s + busy_s
 
     def time_s(self, tokens: int) -> float:
-        """Time that serving so many tokens takes; 0 before the first batch."""
-        return tokens * self._busy_s / self._tokens if self._tokens else 0.0
+        """Time that serving so many tokens takes."""
+        return tokens / self._per_s
 
     def tokens_in(self, time_s: float) -> float:
-        """Tokens served in a time; without limit before the first batch."""
-        return time_s * self._tokens / self._busy_s if self._busy_s else math.inf
+        """Tokens served in a time."""
+        return time_s * self._per_s
+
+    @property
+    def _per_s(self) -> float:
+        return self._tokens / self._busy_s if self._busy_s else self._expected_per_s
 
 
 class RecentRefusals:

@@ -517,7 +517,7 @@ def serve_one(scheduler: Scheduler[str, str], now_s: float, overhead: int) -> fl
 
 def test_drain_rate_follows_the_recent():
     """Ten times slower from now on: after 20 batches the estimate is within 15 % of the new rate."""
-    rate = DrainRate()
+    rate = DrainRate(math.inf)
     for _ in range(100):
         rate.observe(100, 0.1)
     for _ in range(20):
@@ -527,9 +527,25 @@ def test_drain_rate_follows_the_recent():
     assert rate.tokens_in(10.0) == pytest.approx(1000, rel=0.15)
 
 
-def test_drain_rate_knows_nothing_at_first():
-    """Before the first batch everything takes no time, and any number of tokens fits into a moment."""
-    assert (DrainRate().time_s(100), DrainRate().tokens_in(0.001)) == (0.0, math.inf)
+def test_drain_rate_is_what_was_expected_until_there_is_a_batch():
+    """Expected are 1,000 tokens a second; the first batch says a hundred, and the expectation counts no more."""
+    rate = DrainRate(1000.0)
+    assert (rate.time_s(100), rate.tokens_in(0.1)) == (0.1, 100.0)
+
+    rate.observe(100, 1.0)
+
+    assert (rate.time_s(100), rate.tokens_in(0.1)) == (1.0, 10.0)
+
+
+def test_newcomer_of_a_model_that_has_served_nothing_waits_as_long_as_another():
+    """A replica that has just started and is sent what others refuse: 0.1 s of work may wait, its own apart, and no more."""
+    limits = Limits(20, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1, tokens_per_s=1000.0)
+    scheduler = Scheduler[str, str](limits)
+    for number in range(12):
+        scheduler.admit(str(number), tickets_of(str(number), 10), now_s=0.0, deadline_s=100.0)
+
+    with pytest.raises(Overloaded, match=r"would wait for 0\.12 s; the limit is 0\.11"):
+        scheduler.admit("late", tickets_of("late", 10), now_s=0.0, deadline_s=100.0)
 
 
 def test_limits_must_be_positive():
