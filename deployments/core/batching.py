@@ -33,7 +33,7 @@ from deployments.core.metrics import (
     Metrics,
     NoMetrics,
 )
-from deployments.core.schedule import Limits, Scheduler, Ticket
+from deployments.core.schedule import Limits, Scheduler, Ticket, late
 
 T = TypeVar("T")  # what is submitted: a text
 P = TypeVar("P")  # what waits: the text as tokens
@@ -136,7 +136,7 @@ class Batcher(Generic[T, P, R]):
         Returns:
             One outcome a text, in order: the answer of `run`, or
 
-            - `Overloaded` (429) for all of them when the queue has no room,
+            - `Overloaded` (429) for all of them when the queue has no room, or they have waited for too long,
             - `DeadlineExceeded` (503) for those not answered in time,
             - `Unavailable` (503) when an executor takes no work,
             - `Internal` (500) for a text at which `prepare` or `run` raises; the log has the stack.
@@ -149,7 +149,7 @@ class Batcher(Generic[T, P, R]):
                 await self._enter(call, texts, timeout_s)
                 await call.answered.wait()
         except TimeoutError:
-            call.settle_rest(_late(timeout_s))
+            call.settle_rest(late(timeout_s))
         except IntentGraphError as refusal:
             call.settle_rest(refusal.with_traceback(None))  # its frames hold the texts, and load sheds many
         except asyncio.CancelledError:
@@ -217,11 +217,10 @@ class Batcher(Generic[T, P, R]):
                     await self._answer(batch)
 
     def _next_batch(self) -> list[Ticket["_Call[R]", P]]:
-        """Take the next batch from the queue and tell the expired."""
-        now_s = self._clock()
-        batch, expired = self._scheduler.next_batch(now_s)
-        for ticket in expired:
-            ticket.call.settle(ticket.index, _late(now_s - ticket.arrived_s))
+        """Take the next batch from the queue and tell those that are not served any more."""
+        batch, dropped = self._scheduler.next_batch(self._clock())
+        for ticket, error in dropped:
+            ticket.call.settle(ticket.index, error)
         return batch
 
     async def _answer(self, batch: list[Ticket["_Call[R]", P]]) -> None:
@@ -340,7 +339,3 @@ def _guarded(function: Callable[[Sequence[A]], Sequence[B]], items: Sequence[A])
         return list(function(items))
     except BaseException as error:  # noqa: BLE001
         return _Raised(error)
-
-
-def _late(after_s: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"no answer within {after_s:.3g} s")

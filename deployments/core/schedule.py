@@ -18,7 +18,8 @@ A call is admitted by the time it would wait, not by what the queue holds: takin
 the batch that runs and for the first k texts of each waiting call (generalised processor sharing, Parekh and Gallager
 1993). So behind a call of a hundred texts a single one waits for one. How long it may wait depends on the load. A burst
 is waited out; but where calls are refused all the time, the queue is always full, makes everyone wait and serves few
-more (compare Nichols and Jacobson, Controlling Queue Delay, 2012). Half the time must do then.
+more (compare Nichols and Jacobson, Controlling Queue Delay, 2012). Half the time must do then; and who has waited
+for much longer all the same, on a machine that others slow down, makes room for those that came since.
 """
 
 import math
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
-from deployments.core.errors import Overloaded
+from deployments.core.errors import DeadlineExceeded, IntentGraphError, Overloaded
 
 C = TypeVar("C", bound=Hashable)
 P = TypeVar("P")
@@ -43,6 +44,9 @@ refuse, and below what an ingress lets be refused under overload, one of six (`t
 OVERLOADED_SHARE = 0.5
 """Part of `max_queue_s` that may be waited for while the model is overloaded. No less than `PASS_SHARE`: below it,
 where passes are cut to that, only what fits into one batch would be taken."""
+OVERDUE_TIMES = 1.5
+"""What a newcomer may expect to wait, so many times, is too long under overload. Not once: estimates err, and who is
+refused late has waited for nothing."""
 WORTHWHILE_OVERHEADS = 8
 WORTHWHILE_TOKENS = 128
 """A pass is never cut below so many times its overhead, nor below so many tokens: a ninth of the time would go into
@@ -88,14 +92,20 @@ class Ticket(Generic[C, P]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Line(Generic[C, P]):
-    """What waits of one call, by index, oldest first."""
+    """What waits of one call, by index, oldest first; and how much it brought."""
 
     deadline_s: float
     tickets: dict[int, Ticket[C, P]]
+    texts: int
+    tokens: int
 
     @property
     def oldest(self) -> Ticket[C, P]:
         return next(iter(self.tickets.values()))
+
+    @property
+    def is_untouched(self) -> bool:
+        return len(self.tickets) == self.texts
 
 
 class Scheduler(Generic[C, P]):
@@ -161,7 +171,7 @@ class Scheduler(Generic[C, P]):
         self._refusals.observe(now_s, refused=refusal is not None)
         if refusal:
             raise refusal
-        self._rotation[call] = _Line(deadline_s, {ticket.index: ticket for ticket in tickets})
+        self._rotation[call] = _Line(deadline_s, {each.index: each for each in tickets}, len(tickets), tokens)
         self._texts += len(tickets)
         self._tokens += tokens
 
@@ -170,27 +180,51 @@ class Scheduler(Generic[C, P]):
         line = self._rotation.get(call)
         return self._take(list(line.tickets.values())) if line else []
 
-    def next_batch(self, now_s: float) -> tuple[list[Ticket[C, P]], list[Ticket[C, P]]]:
-        """Take out the next batch, lead first, and beforehand everything whose deadline has come.
+    def next_batch(self, now_s: float) -> tuple[list[Ticket[C, P]], list[tuple[Ticket[C, P], IntentGraphError]]]:
+        """Take out the next batch, lead first, and beforehand whatever is not to be served any more.
 
         Returns:
-            The batch (empty when nothing waits) and the expired.
+            The batch (empty when nothing waits); and the others, each with what to tell its caller: `DeadlineExceeded`
+            where the deadline has come, `Overloaded` (429) where it is overdue.
         """
-        late = [call for call, line in self._rotation.items() if line.deadline_s <= now_s]
-        expired = [ticket for call in late for ticket in self.withdraw(call)]
+        dropped = [*self._drop_expired(now_s), *self._drop_overdue(now_s)]
         if not self._rotation:
-            return [], expired
+            return [], dropped
         batch = self._compose()
         self._last_batch_s, self._idle_since_s = now_s, math.inf
         self._end_turns(batch)
         self._runs_until_s = now_s + self._passes_s(1, sum(ticket.tokens for ticket in batch))
-        return self._take(batch), expired
+        return self._take(batch), dropped
 
     def served(self, tokens: int, *, busy_s: float) -> None:
         """Learn that the batch has ended and how long it took: `tokens` without padding, `busy_s` of worker's time."""
         self._runs_until_s = -math.inf
         self._idle_since_s = self._last_batch_s + busy_s
         self._drain.observe(tokens + self._limits.pass_overhead_tokens, busy_s)
+
+    def _drop_expired(self, now_s: float) -> Iterator[tuple[Ticket[C, P], DeadlineExceeded]]:
+        for call in [call for call, line in self._rotation.items() if line.deadline_s <= now_s]:
+            for ticket in self.withdraw(call):
+                yield ticket, late(now_s - ticket.arrived_s)
+
+    def _drop_overdue(self, now_s: float) -> Iterator[tuple[Ticket[C, P], Overloaded]]:
+        """Under overload, refuse calls that have waited for `OVERDUE_TIMES` as long as a newcomer of their size may.
+
+        Of a call that nothing was served of, all; and of nobody whose place no other would take, for what fits into one
+        batch is served with it.
+        """
+        if not self._is_overloaded(now_s):
+            return
+        for call, line in list(self._rotation.items()):
+            if self._fits_one_batch(self._texts, self._tokens):
+                return
+            waited_s, limit_s = now_s - line.oldest.arrived_s, OVERDUE_TIMES * self._limit_s(line.tokens, now_s)
+            if line.is_untouched and waited_s > limit_s:
+                self._refusals.observe_late()
+                refusal = _overloaded(
+                    f"this call has waited for {waited_s:.2f} s; the limit is {limit_s:.2f}", self.delay_s(now_s)
+                )
+                yield from ((ticket, refusal) for ticket in self.withdraw(call))
 
     def _refusal_of(self, texts: int, tokens: int, now_s: float) -> Overloaded | None:
         """What to tell a call that would wait for others longer than it may and its own work takes, if it would.
@@ -200,11 +234,11 @@ class Scheduler(Generic[C, P]):
         What fits into one batch with all that goes before it, padding aside, is never refused: its turn comes soon, and
         after a pass that a busy machine held up the estimate would turn away the handful behind it.
         """
-        limit_s = self._longest_wait_s(now_s) + self._drain.time_s(tokens)
+        limit_s = self._limit_s(tokens, now_s)
         if not self._rotation or self.delay_s(now_s) <= limit_s:
             return None
         texts_ahead, tokens_ahead = self._ahead(texts)
-        if texts_ahead + texts <= self._limits.max_batch_size and tokens_ahead + tokens <= self._budget:
+        if self._fits_one_batch(texts_ahead + texts, tokens_ahead + tokens):
             return None
         wait_s = self._remaining_s(now_s) + self._passes_s(texts_ahead, tokens_ahead)
         if wait_s <= limit_s:
@@ -216,10 +250,17 @@ class Scheduler(Generic[C, P]):
         ahead = [each.tokens for line in self._rotation.values() for each in islice(line.tickets.values(), texts)]
         return len(ahead), sum(ahead)
 
-    def _longest_wait_s(self, now_s: float) -> float:
-        """How long a newcomer may wait for others: all of `max_queue_s`, or a part of it under overload."""
-        is_overloaded = self._refusals.share(now_s) > OVERLOADED_FROM
-        return self._limits.max_queue_s * (OVERLOADED_SHARE if is_overloaded else 1)
+    def _limit_s(self, tokens: int, now_s: float) -> float:
+        """How long a call may wait: its own work's time, and all of `max_queue_s`, or a part of it under overload."""
+        share = OVERLOADED_SHARE if self._is_overloaded(now_s) else 1
+        return self._limits.max_queue_s * share + self._drain.time_s(tokens)
+
+    def _is_overloaded(self, now_s: float) -> bool:
+        return self._refusals.share(now_s) > OVERLOADED_FROM
+
+    def _fits_one_batch(self, texts: int, tokens: int) -> bool:
+        """Padding aside."""
+        return texts <= self._limits.max_batch_size and tokens <= self._budget
 
     def _remaining_s(self, now_s: float) -> float:
         """Expected time until the running batch ends."""
@@ -344,6 +385,10 @@ class RecentRefusals:
         self._calls += 1
         self._refused += refused
 
+    def observe_late(self) -> None:
+        """Learn that a call that was counted as accepted has been refused after all."""
+        self._refused += 1
+
     def forget_idle(self, idle_s: float) -> None:
         """Learn that the model was idle for so long; negative where it was not."""
         self._forget(max(0.0, idle_s) / self.IDLE_WAITS)
@@ -361,6 +406,11 @@ class RecentRefusals:
         left = math.exp(-time_s / self._max_queue_s)
         self._calls *= left
         self._refused *= left
+
+
+def late(after_s: float) -> DeadlineExceeded:
+    """What to tell a caller who got no answer in its time."""
+    return DeadlineExceeded(f"no answer within {after_s:.3g} s")
 
 
 def _overloaded(reason: str, retry_after_s: float) -> Overloaded:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from deployments.core.errors import Overloaded
+from deployments.core.errors import DeadlineExceeded, Overloaded
 from deployments.core.schedule import (
     LOOKAHEAD,
+    OVERDUE_TIMES,
     OVERLOADED_SHARE,
     DrainRate,
     Limits,
@@ -23,8 +24,8 @@ from deployments.core.schedule import (
 ROOMY = Limits(max_batch_tokens=1000, max_batch_size=100, max_queue_tokens=10_000, pass_overhead_tokens=1000)
 
 
-def tickets_of(call: str, *lengths: int) -> list[Ticket[str, str]]:
-    return [Ticket(call, index, f"{call}{index}", tokens, arrived_s=0.0) for index, tokens in enumerate(lengths)]
+def tickets_of(call: str, *lengths: int, arrived_s: float = 0.0) -> list[Ticket[str, str]]:
+    return [Ticket(call, index, f"{call}{index}", tokens, arrived_s) for index, tokens in enumerate(lengths)]
 
 
 def scheduler_with(limits: Limits, *, deadline_s: float = 100.0, **calls: tuple[int, ...]) -> Scheduler[str, str]:
@@ -81,8 +82,8 @@ def test_what_was_passed_over_rides_before_nearer_newcomers():
     scheduler = scheduler_with(limits, a=(10,), b=(10,), c=(16,), d=(10,), e=(10,))
 
     assert next_items(scheduler, now_s=1.0) == ["a0", "b0", "d0"]
-    scheduler.admit("f", [Ticket("f", 0, "f0", 16, arrived_s=2.0)], now_s=2.0, deadline_s=100.0)
-    scheduler.admit("g", [Ticket("g", 0, "g0", 16, arrived_s=2.0)], now_s=2.0, deadline_s=100.0)
+    scheduler.admit("f", tickets_of("f", 16, arrived_s=2.0), now_s=2.0, deadline_s=100.0)
+    scheduler.admit("g", tickets_of("g", 16, arrived_s=2.0), now_s=2.0, deadline_s=100.0)
     assert next_items(scheduler, now_s=3.0) == ["c0", "e0", "f0"]
 
 
@@ -93,7 +94,7 @@ def test_the_second_texts_of_a_call_are_not_passed_over():
 
     assert next_items(scheduler, now_s=1.0) == ["big0", "big1", "big2"]
     for call in ("a", "b"):
-        scheduler.admit(call, [Ticket(call, 0, f"{call}0", 10, arrived_s=2.0)], now_s=2.0, deadline_s=100.0)
+        scheduler.admit(call, tickets_of(call, 10, arrived_s=2.0), now_s=2.0, deadline_s=100.0)
     assert next_items(scheduler, now_s=3.0) == ["big3", "a0", "b0"]
 
 
@@ -132,10 +133,11 @@ def test_expired_leave_before_they_cost():
     scheduler = scheduler_with(ROOMY, late=(5, 6), deadline_s=1.0)
     scheduler.admit("on time", tickets_of("on time", 7), now_s=0.0, deadline_s=2.0)
 
-    batch, expired = scheduler.next_batch(1.0)
+    batch, dropped = scheduler.next_batch(1.0)
 
     assert [ticket.item for ticket in batch] == ["on time0"]
-    assert [ticket.item for ticket in expired] == ["late0", "late1"]
+    assert [ticket.item for ticket, _ in dropped] == ["late0", "late1"]
+    assert all(isinstance(error, DeadlineExceeded) for _, error in dropped)
     assert scheduler.tokens == 0
 
 
@@ -287,7 +289,7 @@ def arrive(scheduler: Scheduler[str, str], calls: int, now_s: float) -> int:
     for n in range(calls):
         call = f"{now_s}, {n}"
         with suppress(Overloaded):
-            scheduler.admit(call, tickets_of(call, 10), now_s=now_s, deadline_s=math.inf)
+            scheduler.admit(call, tickets_of(call, 10, arrived_s=now_s), now_s=now_s, deadline_s=math.inf)
     return len(scheduler) - before
 
 
@@ -372,6 +374,101 @@ def test_model_is_not_idle_during_a_pass(has_ended: bool):
         scheduler.served(1000, busy_s=1.0)
 
     assert arrive(scheduler, 30, 3.0) == 12
+
+
+def overloaded_scheduler(size: int) -> Scheduler[str, str]:
+    """1,000 tokens a second; newcomers may wait for 0.1 s and their own work, for half of the latest were refused."""
+    limits = Limits(1000, size, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
+    scheduler = scheduler_of_rate(limits, 1000)
+    scheduler.admit("running", tickets_of("running", 10), now_s=0.0, deadline_s=100.0)
+    scheduler.next_batch(0.0)
+    for _ in range(20):
+        scheduler._refusals.observe(0.0, refused=True)
+    return scheduler
+
+
+def dropped_items(scheduler: Scheduler[str, str], now_s: float) -> list[str]:
+    """What is refused when the next batch is formed."""
+    dropped = scheduler.next_batch(now_s)[1]
+    assert all(isinstance(error, Overloaded) for _, error in dropped)
+    return [ticket.item for ticket, _ in dropped]
+
+
+@pytest.mark.parametrize(("now_s", "overdue"), [(0.164, []), (0.166, ["a0", "b0"])])
+def test_overdue_make_room_under_overload(now_s: float, overdue: list[str]):
+    """By hand: a text of 10 tokens may wait for 0.1 + 0.01 s, and not for 1.5 times that, 0.165 s.
+
+    Of five that wait, two to a batch, three came later.
+    """
+    scheduler = overloaded_scheduler(size=2)
+    for call, arrived_s in {"a": 0.0, "b": 0.0, "c": 0.1, "d": 0.1, "e": 0.1}.items():
+        scheduler.admit(call, tickets_of(call, 10, arrived_s=arrived_s), now_s=arrived_s, deadline_s=100.0)
+
+    assert dropped_items(scheduler, now_s) == overdue
+
+
+def test_overdue_caller_is_told_why():
+    """How long it waited, what the limit is, and when the queue will have been served."""
+    scheduler = overloaded_scheduler(size=1)
+    for call in "abc":
+        scheduler.admit(call, tickets_of(call, 10), now_s=0.0, deadline_s=100.0)
+
+    ((_, error), _) = scheduler.next_batch(0.3)[1]
+
+    assert error.detail == "this call has waited for 0.30 s; the limit is 0.17; retry in 0.1 s"
+
+
+def test_overdue_are_served_where_they_fit_one_batch():
+    """Refusing them would serve nobody else: of four that fit two to a batch, two go."""
+    scheduler = overloaded_scheduler(size=2)
+    for call in "abcd":
+        scheduler.admit(call, tickets_of(call, 10), now_s=0.0, deadline_s=100.0)
+
+    batch, dropped = scheduler.next_batch(0.3)
+
+    assert [ticket.item for ticket, _ in dropped] == ["a0", "b0"]
+    assert [ticket.item for ticket in batch] == ["c0", "d0"]
+
+
+def test_overdue_are_served_where_there_is_no_overload():
+    """A pass was held up, and nobody was refused: all are answered, late."""
+    limits = Limits(1000, 2, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.2)
+    scheduler = scheduler_of_rate(limits, 1000)
+    for call in "abcd":
+        scheduler.admit(call, tickets_of(call, 10), now_s=0.0, deadline_s=100.0)
+
+    assert dropped_items(scheduler, 10.0) == []
+
+
+def test_large_call_is_overdue_later():
+    """Its own ten texts take 0.1 s: it may wait for 0.3 s for the first of them, and for the others as it must."""
+    scheduler = overloaded_scheduler(size=1)
+    for call, lengths in {"big": [10] * 10, "a": [10], "b": [10]}.items():
+        scheduler.admit(call, tickets_of(call, *lengths), now_s=0.0, deadline_s=100.0)
+
+    assert dropped_items(scheduler, 0.25) == ["a0", "b0"]
+    scheduler.admit("c", tickets_of("c", 10, arrived_s=0.45), now_s=0.45, deadline_s=100.0)
+    assert dropped_items(scheduler, 0.5) == []
+
+
+def test_large_call_that_nothing_was_served_of_is_refused_as_a_whole():
+    """All of its ten texts make room for the one that came later."""
+    scheduler = overloaded_scheduler(size=1)
+    scheduler.admit("big", tickets_of("big", *[10] * 10), now_s=0.0, deadline_s=100.0)
+    scheduler.admit("late", tickets_of("late", 10, arrived_s=0.3), now_s=0.3, deadline_s=100.0)
+
+    assert dropped_items(scheduler, 0.31) == [f"big{index}" for index in range(10)]
+
+
+def test_overdue_call_is_counted_among_the_refused_once():
+    """It was counted as accepted when it came: of 23 calls and twenty before them 21 are refused, and not 20."""
+    scheduler = overloaded_scheduler(size=1)
+    for call in ("a", "b"):
+        scheduler.admit(call, tickets_of(call, 10), now_s=0.0, deadline_s=100.0)
+    before = scheduler._refusals.share(0.2)
+
+    assert dropped_items(scheduler, 0.2) == ["a0"]
+    assert scheduler._refusals.share(0.2) - before == pytest.approx(1 / (20 + 23 * math.exp(-0.1)))
 
 
 def test_recent_refusals_worked_example():
@@ -538,7 +635,7 @@ def test_drain_rate_is_what_was_expected_until_there_is_a_batch():
 
 
 def test_newcomer_of_a_model_that_has_served_nothing_waits_as_long_as_another():
-    """A replica that has just started and is sent what others refuse: 0.1 s of work may wait, its own apart, and no more."""
+    """A replica that has just started and is sent what others refuse: 0.1 s may be waited for, and its own work."""
     limits = Limits(20, 1, max_queue_tokens=10_000, pass_overhead_tokens=0, max_queue_s=0.1, tokens_per_s=1000.0)
     scheduler = Scheduler[str, str](limits)
     for number in range(12):
@@ -590,6 +687,7 @@ class AnyTraffic(RuleBasedStateMachine):
         self.calls = 0
         self.deadlines: dict[int, float] = {}
         self.waiting: dict[int, dict[int, int]] = {}
+        self.texts: dict[int, int] = {}
         self.patience: dict[int, int] = {}
         self.admitted: Counter[tuple[int, int]] = Counter()
         self.left: Counter[tuple[int, int]] = Counter()
@@ -616,6 +714,7 @@ class AnyTraffic(RuleBasedStateMachine):
         assert not before or in_time or fits
         self.deadlines[call] = self.now_s + timeout_s
         self.waiting[call] = dict(enumerate(lengths))
+        self.texts[call] = len(lengths)
         self.patience[call] = len(self.waiting)
         self.admitted.update(ticket.item for ticket in tickets)
 
@@ -632,8 +731,16 @@ class AnyTraffic(RuleBasedStateMachine):
 
     @rule(busy_s=st.floats(0.001, 1.0))
     def serve(self, busy_s: float = 0.1):
-        batch, expired = self.scheduler.next_batch(self.now_s)
-        self.leave(expired)
+        untouched = {call for call, items in self.waiting.items() if len(items) == self.texts[call]}
+        batch, dropped = self.scheduler.next_batch(self.now_s)
+        self.leave([ticket for ticket, _ in dropped])
+        for ticket, error in dropped:
+            if isinstance(error, Overloaded):
+                assert ticket.call in untouched
+                assert self.now_s - ticket.arrived_s > OVERDUE_TIMES * OVERLOADED_SHARE * self.limits.max_queue_s
+                assert batch
+            else:
+                assert self.deadlines[ticket.call] <= self.now_s
         assert not any(self.deadlines[call] <= self.now_s for call in self.waiting)
         assert bool(batch) == bool(self.waiting)
         self.check_cost(batch)
