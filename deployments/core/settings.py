@@ -91,7 +91,8 @@ class Settings(BaseSettings):
         gt=0,
         description="Milliseconds a request may expect to wait for others, beside the time of its own work; half as "
         "many under overload: where more than one call of ten was refused lately. Beyond it 429, unless one batch "
-        "has room for it and all before it.",
+        "has room for it and all before it. Under overload who has waited for 1.5 times as long gets a 429, too, while "
+        "more than one batch waits.",
     )
     max_queue_tokens: int = Field(
         65_536, ge=1, description="Tokens that may wait for a batch, whatever the time; beyond it 429."

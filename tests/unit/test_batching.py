@@ -441,6 +441,27 @@ async def test_full_queue_refuses_before_tokenising():
     assert await asyncio.gather(*accepted) == [["BBBBBBBBBB"], ["CCCCCCCCCC"]]
 
 
+async def test_overdue_caller_is_refused_when_the_next_batch_is_formed():
+    """Under overload, after a pass of ten seconds: one of two that waited makes room, and is told at once."""
+    forward, clock, records = Held(), Clock(), Records()
+    limits = Limits(100, 1, 1000, pass_overhead_tokens=0, max_queue_s=5.0, tokens_per_s=10.0)
+    batcher = batcher_of(Model(), run_executor=forward, limits=limits, clock=clock, metrics=records)
+    running = submit(batcher, "a" * 50)
+    await until(lambda: forward.jobs)
+    waiting = [submit(batcher, "b"), submit(batcher, "c")]
+    await until(lambda: batcher.waiting_texts == 2)
+    for _ in range(20):
+        batcher._scheduler._refusals.observe(0.0, refused=True)
+    clock.now_s = 10.0
+
+    await forward.run_next()
+
+    assert kinds(await waiting[0]) == [Overloaded]
+    assert records.dropped() == {"rejected": 1}
+    await forward.run_next()
+    assert [await running, await waiting[1]] == [["A" * 50], ["C"]]
+
+
 async def test_refusal_leaves_a_settled_text_alone():
     """A text that failed before its call was refused keeps its own error."""
     forward = Held()

@@ -645,10 +645,13 @@ def test_newcomer_of_a_model_that_has_served_nothing_waits_as_long_as_another():
         scheduler.admit("late", tickets_of("late", 10), now_s=0.0, deadline_s=100.0)
 
 
-def test_limits_must_be_positive():
+@pytest.mark.parametrize(
+    "limit", ["max_batch_tokens", "max_batch_size", "max_queue_tokens", "max_queue_s", "tokens_per_s"]
+)
+def test_limits_must_be_positive(limit: str):
     """A limit of zero would admit nothing and is refused at once."""
     with pytest.raises(ValueError, match="limits must be positive"):
-        Limits(max_batch_tokens=100, max_batch_size=0, max_queue_tokens=100)
+        Limits(**{"max_batch_tokens": 100, "max_batch_size": 8, "max_queue_tokens": 100} | {limit: 0})  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
