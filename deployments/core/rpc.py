@@ -8,6 +8,7 @@ So a handle finds the replicas, and makes the calls while there is no connection
     client ── length, number, called off?, request ──▶ server     calls overlap; who does not wait any more says so
     client ◀── length, number, failed?, reply ── server           as replies are ready; one to what is called off, too;
                                                                   number `RETIRE`: call others
+                                                                  number `ALIVE`: a reply takes its time
 
 What requests and replies say is their owners'. Nothing is unpickled.
 """
@@ -31,7 +32,8 @@ from deployments.core.errors import IntentGraphError, Internal, Unavailable, wit
 REQUEST = struct.Struct(">II?")
 REPLY = struct.Struct(">II?")
 RETIRE = 2**32 - 1
-"""A number that no call has."""
+ALIVE = RETIRE - 1
+"""Numbers that no call has."""
 TOKEN_BYTES = 32
 VERSION = b"\x02"
 """Raise it with any change of what travels, requests and replies too: replicas of two versions then call by handle."""
@@ -40,8 +42,10 @@ MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 """From here on a server that does not read is called no more."""
 MAX_SILENCE_S = 10.0
-"""A server that owes replies and sends none for so long is hung up on: it hangs, or its machine is gone. A batch takes
-a second or two."""
+"""A server that owes replies and sends nothing for so long is hung up on: it hangs, or its machine is gone."""
+ALIVE_PERIOD_S = 2.0
+"""So often a server that owes replies says that it lives: a hundred long texts take ten seconds and more on a slow
+processor."""
 CONNECT_TIMEOUT_S = 5.0
 LEAVE_TIMEOUT_S = 2.0
 """Clients of a server that drains have left by then, or wait for answers, or hang themselves."""
@@ -105,6 +109,7 @@ class RpcServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         calls: dict[int, asyncio.Task[None]] = {}
+        signs_of_life = asyncio.create_task(_show_life(calls, writer))
         try:
             _watch(writer)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -135,6 +140,7 @@ class RpcServer:
         except (OSError, EOFError):
             pass  # the caller left, or said nothing
         finally:
+            signs_of_life.cancel()
             self._clients.discard(writer)
             for call in calls.values():
                 call.cancel()
@@ -151,6 +157,13 @@ class RpcServer:
             failed, reply = True, error.detail.encode()
         if not writer.is_closing():  # as above
             writer.write(REPLY.pack(len(reply), number, failed) + reply)
+
+
+async def _show_life(calls: Collection[int], writer: asyncio.StreamWriter) -> None:
+    while True:
+        await asyncio.sleep(ALIVE_PERIOD_S)
+        if calls and not writer.is_closing():  # as above
+            writer.write(REPLY.pack(0, ALIVE, False))
 
 
 def _forget(calls: dict[int, asyncio.Task[None]], number: int, _call: asyncio.Task[None]) -> None:
@@ -207,7 +220,7 @@ class RpcConnection:
         """
         if self.has_ended:
             raise ConnectionResetError("the connection has ended")
-        number = next(self._numbers) % RETIRE
+        number = next(self._numbers) % ALIVE
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._owes_since_s = min(self._owes_since_s, asyncio.get_running_loop().time())
         self._waiting[number] = reply

@@ -1,6 +1,7 @@
 """A model that is killed, hangs or fails for good, and a text at which it raises, while others are being answered."""
 
 import os
+import random
 import signal
 import time
 import uuid
@@ -20,6 +21,7 @@ from tests.graph.rollout import deploy, serve, shipped, wait_until_settled
 from tests.service import ROOT, Service, Traffic, request, wait_for
 
 CALLERS = 8
+"""Their texts, if short, fit into one batch: none is refused, however slow the machine."""
 GIVEN_UP_S = MAX_SILENCE_S + 8.0
 """So long at most, look-up and answer included: a channel looks at its connections every three seconds, after asking
 whom to call, which a replica that hangs makes two seconds longer."""
@@ -27,7 +29,7 @@ whom to call, which a replica that hangs makes two seconds longer."""
 
 def test_killing_the_model_in_mid_batch_fails_no_request(service: Service):
     """`kill -9` of every replica there is: what they had is sent again and waits, like what comes, for the next."""
-    with Traffic(service, threads=CALLERS) as traffic:
+    with Traffic(service, threads=CALLERS, text=short_text) as traffic:
         calls_go_directly(service)
         killed = service.replica_pids("Model")
         for pid in killed:
@@ -37,6 +39,11 @@ def test_killing_the_model_in_mid_batch_fails_no_request(service: Service):
         wait_for(lambda: traffic.outcomes[200] > answered + 3 * CALLERS, 30, lambda: f"no answers: {traffic.outcomes}")
 
     assert set(traffic.outcomes) == {200}
+
+
+def short_text() -> str:
+    """Some ten tokens."""
+    return f"Is it {random.randrange(10**9)}?"
 
 
 def calls_go_directly(service: Service) -> None:
@@ -95,7 +102,7 @@ def test_a_model_replica_that_hangs_fails_no_request(service: Service):
     deploy(service, fixed)
     wait_until_settled(service, {"Model": {2}})
     try:
-        with Traffic(service, threads=CALLERS) as traffic:
+        with Traffic(service, threads=CALLERS, text=short_text) as traffic:
             calls_go_directly(service)
             hanging = psutil.Process(min(service.replica_pids("Model")))
             hanging.suspend()

@@ -443,6 +443,21 @@ async def test_a_server_that_owes_replies_and_is_silent_is_hung_up_on(monkeypatc
             channel.choose()
 
 
+async def test_a_server_whose_replies_take_long_is_not_hung_up_on(monkeypatch: pytest.MonkeyPatch):
+    """It says that it lives, as one that hangs does not."""
+    monkeypatch.setattr(rpc, "FIND_PERIOD_S", 0.05)
+    monkeypatch.setattr(rpc, "MAX_SILENCE_S", 1.0)
+    monkeypatch.setattr(rpc, "ALIVE_PERIOD_S", 0.2)
+    async with channel_to(Replica()) as (channel, _):
+        connection = channel.choose()
+        waiting = asyncio.create_task(connection.call(b"wait"))
+        await asyncio.sleep(2.0)
+        assert not waiting.done()
+        assert connection.takes_calls
+        assert connection.silent_s < 1.0
+        waiting.cancel()
+
+
 async def test_callers_in_a_hurry_hide_no_server_that_hangs(monkeypatch: pytest.MonkeyPatch):
     """Each leaves before the server has been silent for long; one in order says that it has heard so."""
     monkeypatch.setattr(rpc, "FIND_PERIOD_S", 0.05)
