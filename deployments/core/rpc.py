@@ -35,7 +35,7 @@ RETIRE = 2**32 - 1
 ALIVE = RETIRE - 1
 """Numbers that no call has."""
 TOKEN_BYTES = 32
-VERSION = b"\x02"
+VERSION = b"\x03"
 """Raise it with any change of what travels, requests and replies too: replicas of two versions then call by handle."""
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 """Beyond it the other side is not one of ours: a hundred texts of 5,000 characters are 3 MB, were each one escaped."""
@@ -253,7 +253,7 @@ class RpcConnection:
                     if not self._waiting:
                         return
                 if reply is None or reply.done():
-                    continue  # its caller did not wait
+                    continue  # its caller did not wait, or it is `ALIVE`
                 if failed:
                     reply.set_exception(Unavailable(content.decode(errors="replace")))
                 else:
