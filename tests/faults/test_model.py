@@ -3,16 +3,15 @@
 import os
 import random
 import signal
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from deployments.core.rpc import MAX_SILENCE_S
 from tests.faults.broken import BREAKING
@@ -56,42 +55,6 @@ def calls_go_directly(service: Service) -> None:
     wait_for(lambda: direct() > before + 3 * CALLERS, 30, lambda: "they go by handle for good", pause_s=0.5)
 
 
-def test_a_text_at_which_the_model_raises_fails_alone(service: Service, tmp_path: Path):
-    """Beside it, in the same passes, others are answered; it is a 500 without a word of why, counted as failed."""
-    # Looking for the text at fault slows its neighbours; none is to be refused.
-    args = {"model_artifact": str(poisoned_artifact(tmp_path)), "max_queue_ms": 10_000}
-    with second_application(service, "poisoned", args=args) as url:
-        failed = service.metric("intent_model_dropped_total", reason="failed")
-        texts = [f"What is {POISON if n % 8 == 3 else 'sugar'} {uuid.uuid4()}?" for n in range(64)]
-        with ThreadPoolExecutor(16) as callers:
-            answers = list(callers.map(lambda text: service.classify(text, url=url), texts))
-        wait_for(
-            lambda: service.metric("intent_model_dropped_total", reason="failed") >= failed + 8,
-            5,
-            lambda: "failures are not counted",
-        )
-
-    assert [answer.status for answer in answers] == [500 if POISON in text else 200 for text in texts]
-    problem = next(answer for answer in answers if answer.status == 500)
-    assert problem.json()["type"] == "internal"
-    assert POISON not in problem.body.decode()
-    assert service.metric("intent_model_dropped_total", reason="failed") == failed + 8
-
-
-def test_a_model_that_fails_for_good_is_replaced(service: Service):
-    """Its process lives and answers everything with a 500: the health check finds it out, and Serve starts another."""
-    changes = {"import_path": "tests.faults.broken:build", "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
-    with second_application(service, "broken", **changes) as url:
-        assert service.classify("sound", url=url).status == 200
-        assert service.classify(BREAKING, url=url).status == 500
-        assert service.classify("not sound any more", url=url).status == 500
-        wait_for(
-            lambda: service.classify(f"What is {uuid.uuid4()}?", url=url).status == 200,
-            60,
-            lambda: "it is not replaced",
-        )
-
-
 def test_a_model_replica_that_hangs_fails_no_request(service: Service):
     """One of two: what it has waits until it is given up, and the other answers what comes meanwhile."""
     config = shipped(service)
@@ -107,7 +70,7 @@ def test_a_model_replica_that_hangs_fails_no_request(service: Service):
             hanging = psutil.Process(min(service.replica_pids("Model")))
             hanging.suspend()
             try:
-                time.sleep(GIVEN_UP_S)
+                wait_for(lambda: traffic.longest_s > MAX_SILENCE_S, GIVEN_UP_S, lambda: f"{traffic.longest_s:.1f} s")
                 answered = traffic.outcomes[200]
                 wait_for(lambda: traffic.outcomes[200] > answered + 10 * CALLERS, 30, lambda: f"{traffic.outcomes}")
             finally:
@@ -117,10 +80,53 @@ def test_a_model_replica_that_hangs_fails_no_request(service: Service):
         deploy(service, fixed)
         wait_until_settled(service, {"Model": {1}})
         deploy(service, config)
-        wait_until_settled(service, {"Model": {1}})
 
     assert set(traffic.outcomes) == {200}
     assert MAX_SILENCE_S < traffic.longest_s < GIVEN_UP_S
+
+
+@pytest.fixture(scope="module")
+def faulty(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a second application, whose model raises at one word and is broken for good by one text."""
+    args = {
+        "model_artifact": str(poisoned_artifact(tmp_path_factory.mktemp("poisoned"))),
+        "max_queue_ms": 10_000,  # looking for the text at fault slows its neighbours; none is to be refused
+    }
+    changes = {"import_path": "tests.faults.broken:build", "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
+    with second_application(service, "faulty", args=args, **changes) as url:
+        yield url
+
+
+def test_a_text_at_which_the_model_raises_fails_alone(service: Service, faulty: str):
+    """Beside it, in the same passes, others are answered; it is a 500 without a word of why, counted as failed."""
+    failed = service.metric("intent_model_dropped_total", reason="failed")
+    texts = [f"What is {POISON if n % 8 == 3 else 'sugar'} {uuid.uuid4()}?" for n in range(64)]
+
+    with ThreadPoolExecutor(16) as callers:
+        answers = list(callers.map(lambda text: service.classify(text, url=faulty), texts))
+    wait_for(
+        lambda: service.metric("intent_model_dropped_total", reason="failed") >= failed + 8,
+        5,
+        lambda: "failures are not counted",
+    )
+
+    assert [answer.status for answer in answers] == [500 if POISON in text else 200 for text in texts]
+    problem = next(answer for answer in answers if answer.status == 500)
+    assert problem.json()["type"] == "internal"
+    assert POISON not in problem.body.decode()
+    assert service.metric("intent_model_dropped_total", reason="failed") == failed + 8
+
+
+def test_a_model_that_fails_for_good_is_replaced(service: Service, faulty: str):
+    """Its process lives and answers everything with a 500: the health check finds it out, and Serve starts another."""
+    assert service.classify("sound", url=faulty).status == 200
+    assert service.classify(BREAKING, url=faulty).status == 500
+    assert service.classify("not sound any more", url=faulty).status == 500
+    wait_for(
+        lambda: service.classify(f"What is {uuid.uuid4()}?", url=faulty).status == 200,
+        60,
+        lambda: "it is not replaced",
+    )
 
 
 @contextmanager

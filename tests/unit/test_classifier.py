@@ -22,7 +22,7 @@ from deployments.training.network import adapters_of, add_adapters
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("runtimes")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ARTIFACT = Artifact.load(DEFAULT_ARTIFACT)
 CLS, SEP = 101, 102

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deployments.core.classifier import Tokens
     from deployments.core.runtimes import Place, Precision, RuntimeName
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("runtimes")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ARTIFACT = Artifact.load(DEFAULT_ARTIFACT)
 PROMPTS = DEFAULT_ARTIFACT.parents[1] / "training" / "prompts.jsonl"
