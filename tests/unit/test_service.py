@@ -1,6 +1,7 @@
 """The life of a request, with a graph of a few lines."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from deployments.core.errors import (
 )
 from deployments.core.outcomes import Outcome
 from deployments.core.prediction import Prediction
-from deployments.core.service import Answer, CachePolicy, IntentService, LookedUp
+from deployments.core.service import REFUSAL_PAUSE_S, Answer, CachePolicy, IntentService, LookedUp
 from deployments.core.settings import Settings
 from deployments.core.text import correction_key, prediction_key
 from tests.unit.fakes import CountingMetrics, FakeParts, artifact, prediction
@@ -125,6 +126,19 @@ async def test_one_overloaded_text_fails_its_batch(service: IntentService, parts
     with pytest.raises(Overloaded):
         await service.classify(["a", "b"])
     assert counted.total(metrics.REQUESTS, status="overloaded") == 2
+
+
+@pytest.mark.parametrize(("timeout_s", "least_s", "most_s"), [(None, REFUSAL_PAUSE_S, 1.0), (0.02, 0, REFUSAL_PAUSE_S)])
+async def test_a_refusal_is_told_after_a_pause_for_which_its_caller_has_the_time(
+    service: IntentService, parts: FakeParts, timeout_s: float | None, least_s: float, most_s: float
+):
+    """Who asks again at once is slowed down; who has less time hears of the overload within it."""
+    parts.outcomes["a"] = Overloaded("queue full")
+    asked_s = time.monotonic()
+
+    with pytest.raises(Overloaded):
+        await service.classify(["a"], timeout_s=timeout_s)
+    assert least_s <= time.monotonic() - asked_s < most_s
 
 
 async def test_a_request_that_takes_too_long_is_ended(parts: FakeParts, counted: CountingMetrics):
