@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -237,6 +238,11 @@ class Service:
 def new_text() -> str:
     """A text that nobody has sent."""
     return f"Is it {uuid.uuid4()}?"
+
+
+def short_text() -> str:
+    """One that nobody has asked for, of some ten tokens: eight fit into one batch, and are never refused."""
+    return f"Is it {random.randrange(10**9)}?"
 
 
 class Traffic:

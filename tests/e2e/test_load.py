@@ -37,7 +37,7 @@ def test_counts_agree_exactly_and_the_hit_rate_is_the_predicted_one(service: Ser
     cold = ["--target", service.url, "--rate", "20", "--distinct", "200", "--cache-state", "cold"]
     mix = ["--batch", "0.05", "--feedback", "0.05", "--variants", "0.3"]
 
-    report = load(tmp_path, *cold, *mix, seconds=8)
+    report = load(tmp_path, *cold, *mix, seconds=5)
 
     rows = {row.name: row for row in report.reconciliation.counts}
     assert report.reconciliation.agrees, rows

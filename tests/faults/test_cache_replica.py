@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from tests.service import Service, Traffic, wait_for
+from tests.service import Service, Traffic, short_text, wait_for
 
 METRICS_LAG_S = 2.5
 """Replicas report once a second, and so does Ray: what `/metrics` says by then was counted before."""
@@ -15,18 +15,20 @@ MAX_ANSWER_S = 5.0
 
 
 def look_ups_go_directly(service: Service) -> None:
-    """Wait until more of them do than are counted now."""
+    """Wait until they do at every ingress replica: of what is counted in a while, none goes by handle."""
+
+    def all_do() -> bool:
+        before = direct(service), by_handle(service)
+        time.sleep(METRICS_LAG_S)
+        return direct(service) > before[0] and by_handle(service) == before[1]
+
     time.sleep(METRICS_LAG_S)
-    before = direct(service)
-    wait_for(lambda: direct(service) > before, 30, lambda: "they go by handle for good", pause_s=0.5)
-    wait_for(lambda: not handle_calls_grow(service), 30, lambda: "some go by handle for good")
+    wait_for(all_do, 60, lambda: "some go by handle for good")
 
 
-def handle_calls_grow(service: Service) -> bool:
-    """Whether any ingress replica makes some."""
-    before = service.metric("intent_cache_calls_total", transport="handle")
-    time.sleep(METRICS_LAG_S)
-    return service.metric("intent_cache_calls_total", transport="handle") > before
+def by_handle(service: Service) -> float:
+    """Calls by handle so far."""
+    return service.metric("intent_cache_calls_total", transport="handle")
 
 
 def direct(service: Service) -> float:
@@ -42,15 +44,15 @@ def answers_go_on(traffic: Traffic) -> None:
 
 def test_killing_the_cache_replica_fails_no_request(service: Service):
     """They are misses until there is another one, which the ingress replicas find by themselves."""
-    with Traffic(service, threads=4, texts=2) as traffic:
+    with Traffic(service, threads=4, texts=2, text=short_text) as traffic:
         look_ups_go_directly(service)
         killed = service.replica_pids("Cache")
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         answers_go_on(traffic)
+        wait_for(lambda: service.replica_pids("Cache") - killed, 30, lambda: "no other replica")
         look_ups_go_directly(service)
 
-    assert service.replica_pids("Cache") - killed
     assert set(traffic.outcomes) == {200}
     assert traffic.longest_s < MAX_ANSWER_S
 
@@ -58,7 +60,7 @@ def test_killing_the_cache_replica_fails_no_request(service: Service):
 def test_a_cache_replica_that_hangs_fails_no_request(service: Service):
     """Nobody waits much longer than a look-up's budget, and look-ups are direct again when it goes on."""
     (cache,) = (psutil.Process(pid) for pid in service.replica_pids("Cache"))
-    with Traffic(service, threads=4, texts=2) as traffic:
+    with Traffic(service, threads=4, texts=2, text=short_text) as traffic:
         look_ups_go_directly(service)
         cache.suspend()
         try:

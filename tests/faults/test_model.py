@@ -1,7 +1,6 @@
 """A model that is killed, hangs or fails for good, and a text at which it raises, while others are being answered."""
 
 import os
-import random
 import signal
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from deployments.core.rpc import MAX_SILENCE_S
 from tests.faults.broken import BREAKING
 from tests.faults.poison import POISON, poisoned_artifact
 from tests.graph.rollout import deploy, serve, shipped, wait_until_settled
-from tests.service import ROOT, Service, Traffic, request, wait_for
+from tests.service import ROOT, Service, Traffic, request, short_text, wait_for
 
 CALLERS = 8
 """Their texts, if short, fit into one batch: none is refused, however slow the machine."""
@@ -38,11 +37,6 @@ def test_killing_the_model_in_mid_batch_fails_no_request(service: Service):
         wait_for(lambda: traffic.outcomes[200] > answered + 3 * CALLERS, 30, lambda: f"no answers: {traffic.outcomes}")
 
     assert set(traffic.outcomes) == {200}
-
-
-def short_text() -> str:
-    """Some ten tokens."""
-    return f"Is it {random.randrange(10**9)}?"
 
 
 def calls_go_directly(service: Service) -> None:
