@@ -22,10 +22,10 @@ help: ## list what there is
 serve: $(STAMP) ## run the whole service on this machine until Ctrl-C
 	@$(BIN)/intents up
 
-# Tests of the first command have what they need to themselves, and wait a third of the time: three at once, on two cores.
-# A file is one process's, for what its tests share, and the longest files come first.
+# Tests of the first command have what they need to themselves. A file is one process's, for what its tests share, and
+# the files that take longest come first.
 test: $(STAMP) ## run every test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/load tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/load tests/unit
 	$(BIN)/python -m pytest tests/contract tests/graph tests/e2e tests/faults # they share one service
 
 bench: $(STAMP) ## measure the README's table of numbers on this machine, about 8 minutes

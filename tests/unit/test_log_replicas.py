@@ -179,5 +179,7 @@ async def test_no_acknowledged_record_is_lost_with_the_store(valkey_server: Star
         found = {entry.feedback_id for entry in await entries(new)}
     replica.kill()
 
-    assert {each.feedback_id for each in outcomes if isinstance(each, Receipt)} == found
+    confirmed = {each.feedback_id for each in outcomes if isinstance(each, Receipt)}
+    assert confirmed  # most: on a busy machine a replica's word may come after the time for it
+    assert confirmed <= found
     assert len(found) == 10
