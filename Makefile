@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml cluster/constraints.txt
 	    then index="--extra-index-url $(TORCH_INDEX)"; fi; \
 	    echo "installing into $(VENV)$${index:+, torch from $(TORCH_INDEX)}"; \
 	    $(BIN)/pip install --disable-pip-version-check --no-compile $$index -c cluster/constraints.txt -e '.[dev]'
-	@echo "compiling what was installed" # on all cores, where pip would on one
+	@echo "compiling what was installed" # on all cores, where pip would on one; hardly anything of the excluded is imported
 	@$(BIN)/python -m compileall -q -j 0 -x '/(tests|transformers/models)/' $(VENV)/lib > /dev/null || true # some are templates
 	@touch $@
 

@@ -207,7 +207,7 @@ class IntentService:
         """Classify valid texts; all of them or none. A text that was `looked_up` is not asked of the cache again.
 
         Raises:
-            Overloaded: the model has no time or no room for it (429).
+            Overloaded: the model has no time or no room for it (429); raised after `REFUSAL_PAUSE_S`.
             Unavailable: no model answered (503).
             DeadlineExceeded: not within `timeout_s`, or the setting's `request_timeout_s` (503).
             Internal: the model failed on a text (500).
